@@ -1,0 +1,65 @@
+"""What pickledbd's server and client agree on: commands, codec, errors and value rules. No I/O."""
+
+from pickledbd_protocol.codec import (
+    Refused,
+    Reply,
+    Request,
+    decode_reply,
+    decode_request,
+    encode_error,
+    encode_reply,
+    encode_request,
+)
+from pickledbd_protocol.commands import COMMANDS, Command
+from pickledbd_protocol.errors import (
+    InvalidKey,
+    InvalidValue,
+    NotAllowed,
+    PickleDBError,
+    ProtocolError,
+    RequestTimeout,
+    SaveFailed,
+    TooLarge,
+    Unavailable,
+    WritesRefused,
+)
+from pickledbd_protocol.values import (
+    canonical,
+    check_integers,
+    encode_items,
+    encode_key,
+    encode_value,
+    shown,
+)
+from pickledbd_protocol.version import PROTOCOL_VERSION, __version__
+
+__all__ = [
+    "COMMANDS",
+    "PROTOCOL_VERSION",
+    "Command",
+    "InvalidKey",
+    "InvalidValue",
+    "NotAllowed",
+    "PickleDBError",
+    "ProtocolError",
+    "Refused",
+    "Reply",
+    "Request",
+    "RequestTimeout",
+    "SaveFailed",
+    "TooLarge",
+    "Unavailable",
+    "WritesRefused",
+    "__version__",
+    "canonical",
+    "check_integers",
+    "decode_reply",
+    "decode_request",
+    "encode_error",
+    "encode_items",
+    "encode_key",
+    "encode_reply",
+    "encode_request",
+    "encode_value",
+    "shown",
+]

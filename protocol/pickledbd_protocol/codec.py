@@ -1,0 +1,145 @@
+"""Requests and replies to bytes and back, without I/O. SPEC.md, Messages, is its prose.
+
+The invariant that is fuzzed: whatever the bytes, `decode_request` returns a Request or a
+Refused, and `decode_reply` returns a Reply or raises ProtocolError; never another error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from pickledbd_protocol.commands import COMMANDS, Command, check_args
+from pickledbd_protocol.errors import BY_CODE, PickleDBError, ProtocolError
+from pickledbd_protocol.values import check_integers, may_hold_binary, restore
+
+ID_MAX = 2**53 - 1
+"""Request ids are integers that every language's JSON reads exactly."""
+
+CLIENT_MAX = 64
+"""The longest client id, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asks, its arguments checked against the table."""
+
+    id: int
+    client: str
+    budget_ms: int | None
+    command: Command
+    args: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message that is no request, and what its sender is told; id None if it gave none."""
+
+    id: int | None
+    error: PickleDBError
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the daemon answered: `result`, unless `error` is set.
+
+    `more`: further replies to the same request follow, whose parts are to be put together.
+    """
+
+    id: int | None
+    result: dict[str, Any]
+    error: PickleDBError | None
+    more: bool
+    binary: bool
+
+    def value(self, decoded: Any) -> Any:
+        """A stored value out of `result` as the Python value it was."""
+        return restore(decoded) if self.binary else decoded
+
+
+def encode_request(op: str, request_id: int, client: str, budget_ms: int, args: bytes) -> bytes:
+    """The body frame of a request. `args` is the JSON text of the arguments' object."""
+    return b'{"id":%d,"client":"%s","budget_ms":%d,"op":"%s","args":%s}' % (
+        request_id,
+        client.encode(),
+        budget_ms,
+        op.encode(),
+        args,
+    )
+
+
+def decode_request(frames: Sequence[bytes]) -> Request | Refused:
+    """What one message (its frames behind the routing id) asks for."""
+    request_id: int | None = None
+    try:
+        if len(frames) != 1:
+            raise ProtocolError(f"a request is one frame, not {len(frames)} (use DEALER, not REQ)")
+        body = frames[0]
+        try:
+            envelope = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise ProtocolError(f"the request is not JSON: {error}") from None
+        if type(envelope) is not dict:
+            raise ProtocolError("a request is a JSON object")
+        request_id = _request_id(envelope)
+        client, budget_ms, op = (envelope.get(name) for name in ("client", "budget_ms", "op"))
+        if type(client) is not str or not 0 < len(client) <= CLIENT_MAX:
+            raise ProtocolError(f"client must be a string of 1 to {CLIENT_MAX} characters")
+        if budget_ms is not None and (type(budget_ms) is not int or budget_ms < 0):
+            raise ProtocolError("budget_ms must be an integer of milliseconds, or absent")
+        command = COMMANDS.get(op) if type(op) is str else None
+        if command is None:
+            raise ProtocolError(f"this daemon knows no command {str(op)[:80]!r}")
+        args = envelope.get("args", {})
+        check_args(command, args)
+        if command.writes:
+            check_integers(body)
+    except PickleDBError as error:
+        return Refused(request_id, error)
+    return Request(request_id, client, budget_ms, command, args)
+
+
+def _request_id(envelope: dict[str, Any]) -> int:
+    request_id = envelope.get("id")
+    if type(request_id) is not int or not 0 <= request_id <= ID_MAX:
+        raise ProtocolError("id must be an integer from 0 to 2**53 - 1")
+    return request_id
+
+
+def encode_reply(request_id: int, result: bytes, *, more: bool = False) -> bytes:
+    """The body frame of an answer. `result` is the JSON text of the result's object."""
+    tail = b',"more":true}' if more else b"}"
+    return b'{"id":%d,"result":%s%s' % (request_id, result, tail)
+
+
+def encode_error(request_id: int | None, error: PickleDBError) -> bytes:
+    """The body frame that tells a client of `error`."""
+    told = {"code": error.code, "message": str(error)}
+    try:
+        return orjson.dumps({"id": request_id, "error": told})
+    except TypeError:  # a message quotes what the operating system said, which can be anything
+        told["message"] = ascii(told["message"])
+        return orjson.dumps({"id": request_id, "error": told})
+
+
+def decode_reply(frames: Sequence[bytes]) -> Reply:
+    """What one message from the daemon says. ProtocolError if it is no reply."""
+    if len(frames) != 1:
+        raise ProtocolError(f"a reply is one frame, not {len(frames)}")
+    try:
+        envelope = orjson.loads(frames[0])
+        request_id, result = envelope["id"], envelope.get("result", {})
+        error = None
+        if "error" in envelope:
+            told = envelope["error"]
+            error = BY_CODE.get(told["code"], PickleDBError)(told["message"])
+        if type(result) is not dict or not (request_id is None or type(request_id) is int):
+            raise TypeError  # noqa: TRY301 - one clause below says it for every malformed reply
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise ProtocolError(f"not a pickledbd reply: {frames[0][:80]!r}") from None
+    return Reply(
+        request_id, result, error, envelope.get("more") is True, may_hold_binary(frames[0])
+    )

@@ -1,0 +1,107 @@
+"""The one table of commands: what may be asked, with which arguments, and what it does.
+
+May live here: descriptions of commands and the checks of their arguments' shapes. No I/O, no
+store. The codec refuses every request that this table does not describe, so a handler never
+sees an argument of the wrong shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pickledbd_protocol.errors import ProtocolError
+
+
+def _any(_value: Any) -> bool:
+    return True
+
+
+def _is_key(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_keys(value: Any) -> bool:
+    return type(value) is list and all(map(_is_key, value))
+
+
+def _is_items(value: Any) -> bool:
+    return type(value) is dict
+
+
+def _is_versions(value: Any) -> bool:
+    return type(value) is list and all(type(v) is int for v in value)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The shape of an argument: its test, and how an error message describes it."""
+
+    holds: Callable[[Any], bool]
+    described: str
+
+
+KEY = Kind(_is_key, "a string")
+KEYS = Kind(_is_keys, "an array of strings")
+VALUE = Kind(_any, "any JSON value")
+ITEMS = Kind(_is_items, "an object")
+VERSIONS = Kind(_is_versions, "an array of integers")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    `writes`: it may change the data, so it must not be repeated blindly after a lost reply.
+    `waits`: its reply may come much later than those of commands sent after it.
+    """
+
+    name: str
+    args: Mapping[str, Kind] = field(default_factory=dict)
+    writes: bool = False
+    waits: bool = False
+
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        # about the daemon
+        Command("hello", {"versions": VERSIONS}),
+        Command("ping"),
+        Command("info"),
+        Command("save", waits=True),
+        # one key
+        Command("get", {"key": KEY}),
+        Command("exists", {"key": KEY}),
+        Command("set", {"key": KEY, "value": VALUE}, writes=True),
+        Command("setdefault", {"key": KEY, "value": VALUE}, writes=True),
+        Command("remove", {"key": KEY}, writes=True),
+        Command("pop", {"key": KEY}, writes=True),
+        Command("popitem", writes=True),
+        # many keys, each command all-or-nothing
+        Command("get_many", {"keys": KEYS}),
+        Command("set_many", {"items": ITEMS}, writes=True),
+        Command("remove_many", {"keys": KEYS}, writes=True),
+        # the whole database
+        Command("len"),
+        Command("all"),
+        Command("dump"),
+        Command("replace", {"items": ITEMS}, writes=True),
+        Command("purge", writes=True),
+    )
+}
+
+
+def check_args(command: Command, args: Any) -> None:
+    """Raise ProtocolError unless `args` is an object with exactly the command's arguments."""
+    if type(args) is not dict:
+        raise ProtocolError(f"{command.name}: args must be an object")
+    for name, kind in command.args.items():
+        if name not in args:
+            raise ProtocolError(f"{command.name}: argument {name!r} is missing")
+        if not kind.holds(args[name]):
+            raise ProtocolError(f"{command.name}: argument {name!r} must be {kind.described}")
+    if len(args) != len(command.args):
+        unknown = sorted(args.keys() - command.args.keys())
+        raise ProtocolError(f"{command.name}: this daemon knows no argument {unknown[0][:80]!r}")

@@ -1,0 +1,169 @@
+"""The `pickledbd` command: from its arguments to a daemon that serves, and to its exit status.
+
+0: it served, and its data is saved. 1: it could not serve, or not save at its end. 2: usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pickledbd.endpoints import CannotServe, Claim, make_private_directory, private_endpoint
+from pickledbd.engine import Engine, Status
+from pickledbd.loop import Loop, Signals
+from pickledbd.notify import notify
+from pickledbd.ownership import AlreadyOwnedError, Ownership
+from pickledbd.snapshot import DataFile, Unreadable
+from pickledbd.store import Store
+from pickledbd_protocol import SaveFailed, __version__
+
+MIB = 2**20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon in the foreground; its exit status."""
+    options = _parser().parse_args(argv)
+    if options.detach and os.fork():
+        os._exit(0)  # nothing is open yet; the child belongs to nobody
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="pickledbd: %(message)s")
+    try:
+        with contextlib.ExitStack() as stack:
+            _serve(options, stack)
+    except (CannotServe, Unreadable, SaveFailed) as error:
+        print(f"pickledbd: {error}", file=sys.stderr)  # noqa: T201 - the one clear line
+        return 1
+    except _Stopped:
+        return 0  # before it served, so there is nothing to save
+    return 0
+
+
+class _Stopped(Exception):  # noqa: N818 - an end, no error
+    """A signal came while the daemon was starting."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pickledbd",
+        description="Own one pickleDB file and serve it to any number of threads and processes.",
+        epilog="It says one line when it is ready, and saves and exits on SIGTERM and SIGINT.",
+    )
+    parser.add_argument("location", metavar="LOCATION", help="the database file; made if missing")
+    parser.add_argument(
+        "--bind",
+        metavar="ENDPOINT",
+        action="append",
+        default=[],
+        help="listen at ipc:///PATH or tcp://127.0.0.1:PORT; may be repeated "
+        "(default: a socket that only this user reaches, and that clients given LOCATION find)",
+    )
+    parser.add_argument(
+        "--idle-exit",
+        metavar="SECONDS",
+        type=_seconds,
+        help="save and exit when no client has been connected for so long (default: never)",
+    )
+    parser.add_argument(
+        "--max-request",
+        metavar="MIB",
+        type=_mebibytes,
+        default=256 * MIB,
+        help="the largest request accepted, in MiB (default: 256)",
+    )
+    parser.add_argument("--version", action="version", version=f"pickledbd {__version__}")
+    # How a client starts it: with the lock already held, and as nobody's child.
+    parser.add_argument("--lock-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--detach", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _mebibytes(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 2**20:
+        raise ValueError
+    return value * MIB
+
+
+def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    signals = Signals()
+    path = _data_path(options.location)
+    owner = _own(path, options.lock_fd)
+    stack.callback(owner.release)
+    owner.announce({"pid": os.getpid(), "state": "starting"})
+
+    endpoints = options.bind
+    if not endpoints:
+        endpoints = [private_endpoint(path)]
+        make_private_directory(endpoints[0])
+    claims = []
+    for endpoint in endpoints:
+        claims.append(Claim(endpoint))
+        stack.callback(claims[-1].release)
+
+    file = DataFile(path)
+    file.sweep()
+
+    def progress(done: int) -> None:
+        if signals.received:
+            raise _Stopped
+        owner.announce({"pid": os.getpid(), "state": "loading", "bytes": done})
+        notify(STATUS=f"loading {path}: {done / MIB:.0f} MiB")
+
+    store = Store(file.load(progress))
+    status = Status(location=str(path), request_bytes=options.max_request)
+    engine = Engine(store, file, owner, status)
+    loop = Loop(engine, claims, owner, status, signals, options.idle_exit)
+    stack.callback(loop.close)
+    status.endpoints = loop.bind()
+    owner.announce({"pid": os.getpid(), "state": "serving", "endpoints": status.endpoints})
+    where = " and ".join(status.endpoints)
+    print(f"pickledbd: serving {path} ({len(store)} keys) at {where}", flush=True)  # noqa: T201 - the ready line
+    if options.detach:
+        _leave_terminal()
+    notify(READY=1, STATUS=f"serving {len(store)} keys")
+
+    why = loop.run()
+    logging.info("stopping: %s", why)
+    notify(STOPPING=1, STATUS="saving")
+    if engine.dirty:
+        engine.save()
+
+
+def _data_path(location: str) -> Path:
+    if "://" in location:
+        raise CannotServe(f"{location} is an endpoint; LOCATION is the file (see --bind)")
+    path = Path(os.path.realpath(os.path.expanduser(location)))  # noqa: PTH111 - as the client does
+    if not path.parent.is_dir():
+        raise CannotServe(f"cannot serve {path}: the directory {path.parent} does not exist")
+    return path
+
+
+def _own(path: Path, lock_fd: int | None) -> Ownership:
+    try:
+        return Ownership(path, lock_fd)
+    except AlreadyOwnedError as taken:
+        owner = taken.owner
+        at = " and ".join(owner.get("endpoints", [])) or f"no endpoint yet ({owner.get('state')})"
+        raise CannotServe(
+            f"{path} is owned by another daemon, pid {owner.get('pid', 'unknown')}, at {at}"
+        ) from None
+    except OSError as error:
+        raise CannotServe(f"cannot lock {path}: {error.strerror} ({error.filename})") from None
+
+
+def _leave_terminal() -> None:
+    """Whoever started this daemon has read its ready line and keeps none of its descriptors."""
+    with Path(os.devnull).open("r+b") as null:
+        for standard in (0, 1, 2):
+            os.dup2(null.fileno(), standard)

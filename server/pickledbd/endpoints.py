@@ -1,0 +1,171 @@
+"""Where the daemon listens: which endpoints are fit to bind, and making sure they are free.
+
+libzmq unlinks whatever stands at an ipc path before it binds, even a regular file or another
+daemon's socket. So nothing is bound that this module has not looked at under a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import ipaddress
+import os
+import re
+import socket
+import stat
+import tempfile
+from pathlib import Path
+
+from pickledbd.ownership import AlreadyOwnedError, Ownership
+
+IPC_MAX = 107 if os.uname().sysname == "Linux" else 103
+"""The longest path of a socket, in bytes (unix(7): sun_path, less its final NUL)."""
+
+
+class CannotServe(Exception):  # noqa: N818 - it is the line the user reads, no fault of the code
+    """The daemon cannot serve as asked; the text is for the person who started it."""
+
+
+def private_endpoint(location: Path) -> str:
+    """The endpoint for `location` when none was asked for: a socket only this user reaches.
+
+    It lies in the directory for temporary files, not beside the data (too long a path for a
+    socket, a file system without sockets, other users) and not in $XDG_RUNTIME_DIR (gone when
+    the user logs out, while programs that use the database may go on).
+    """
+    name = f"pickledbd-{os.geteuid()}/{hashlib.sha256(os.fsencode(location)).hexdigest()[:16]}.sock"
+    directory = tempfile.gettempdir()
+    if len(os.fsencode(f"{directory}/{name}")) > IPC_MAX:
+        directory = "/tmp"  # noqa: S108 - what is made there is checked below to be ours alone
+    return f"ipc://{directory}/{name}"
+
+
+def make_private_directory(endpoint: str) -> None:
+    """Make the directory of a private endpoint, and make sure that it is this user's alone."""
+    directory = Path(endpoint.removeprefix("ipc://")).parent
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise CannotServe(
+            f"{directory} is not a directory that only uid {os.geteuid()} can enter; "
+            "remove it, or choose an endpoint with --bind"
+        )
+
+
+def check(endpoint: str) -> None:
+    """Raise CannotServe unless `endpoint` is of a kind that may be bound."""
+    scheme, _, address = endpoint.partition("://")
+    if scheme == "ipc":
+        if not address.startswith("/"):
+            raise CannotServe(f"{endpoint}: an ipc endpoint is ipc:// and an absolute path")
+        if len(os.fsencode(address)) > IPC_MAX:
+            raise CannotServe(f"{endpoint}: a socket's path ends at {IPC_MAX} bytes; use a shorter")
+    elif scheme == "tcp":
+        match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[0-9.]+|localhost):(\d+|\*)", address)
+        if not match:
+            raise CannotServe(f"{endpoint}: a tcp endpoint is tcp://ADDRESS:PORT, in numbers")
+        if not _is_loopback(match[1]):
+            raise CannotServe(
+                f"{endpoint}: tcp is served on loopback only (127.0.0.1 or [::1]), "
+                "since anyone who reaches the port could change the data"
+            )
+    else:
+        raise CannotServe(f"{endpoint}: an endpoint is ipc:///PATH or tcp://ADDRESS:PORT")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        raise CannotServe(f"{host} is not an IP address") from None
+
+
+class Claim:
+    """The right to bind `endpoint` until `release`.
+
+    For ipc it holds a lock beside the socket, and knows the socket that was bound, so that it
+    can tell when somebody removed it and removes only its own.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        check(endpoint)
+        self.endpoint = endpoint
+        self._lock: Ownership | None = None
+        self._bound: tuple[int, int] | None = None
+        if not endpoint.startswith("ipc://"):
+            return
+        path = self._path
+        try:
+            self._lock = Ownership(path)
+        except AlreadyOwnedError as taken:
+            pid = taken.owner.get("pid", "unknown")
+            raise CannotServe(f"{endpoint} is served by another daemon, pid {pid}") from None
+        except OSError as error:
+            raise CannotServe(f"cannot bind {endpoint}: {error.strerror} ({path.parent})") from None
+        try:
+            _refuse_unless_free(endpoint, path)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._lock.announce({"pid": os.getpid()})
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.endpoint.removeprefix("ipc://"))
+
+    def bound(self) -> None:
+        """Note the socket that now is at the path."""
+        if self._lock:
+            self._bound = self._found()
+
+    def lost(self) -> bool:
+        """Whether somebody removed or replaced the socket since it was bound."""
+        return self._bound is not None and self._found() != self._bound
+
+    def restore(self) -> None:
+        """Make the lost endpoint fit to be bound again: directory, lock and free path.
+
+        Raises CannotServe, AlreadyOwnedError or OSError where it is not.
+        """
+        if self._lock:
+            self._path.parent.mkdir(mode=0o700, exist_ok=True)
+            self._lock.restore()
+            _refuse_unless_free(self.endpoint, self._path)
+
+    def release(self) -> None:
+        """Remove the socket, if it is still ours, and the lock."""
+        if self._lock:
+            if self._bound and not self.lost():
+                with contextlib.suppress(OSError):
+                    self._path.unlink()
+            self._lock.release()
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.lstat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+def _refuse_unless_free(endpoint: str, path: Path) -> None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise CannotServe(
+            f"cannot bind {endpoint}: {path} exists and is not a socket; "
+            "it was not touched: move it away or choose another endpoint"
+        )
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return  # left by a daemon that was killed
+        except OSError as error:
+            raise CannotServe(f"cannot bind {endpoint}: {error.strerror}") from None
+    raise CannotServe(f"cannot bind {endpoint}: another program listens there")

@@ -1,0 +1,202 @@
+"""The daemon's one thread: sockets and signals around the engine.
+
+The only room that touches ZeroMQ. One turn takes what has arrived, hands it to the engine and
+sends the replies; nothing else runs, so every operation is atomic. Nobody is waited for: a
+reply that a client cannot take at once is lost, and only that client's.
+
+ZeroMQ descriptors are edge-triggered: each poll is preceded by a look at the sockets' events.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterable
+from types import FrameType
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from pickledbd.endpoints import CannotServe, Claim
+from pickledbd.engine import Engine, Status
+from pickledbd.notify import notify
+from pickledbd.ownership import AlreadyOwnedError, Ownership
+
+log = logging.getLogger(__name__)
+
+MESSAGES_A_TURN = 256
+"""More than this are left for the next turn, so that signals and connections are looked at."""
+
+REPLIES_QUEUED = 10_000
+"""Replies that one client may leave unread before it loses further ones."""
+
+UPKEEP_SECONDS = 5.0
+"""How often the daemon looks whether its socket and lock file are still there."""
+
+CLOSING_MS = 1000
+"""How long the last replies may take to leave when the daemon stops."""
+
+_LARGE = 2**16  # libzmq copies what is smaller anyway
+
+
+class Signals:
+    """SIGTERM and SIGINT as a readable descriptor and a flag, from construction on."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._reader, writer = socket.socketpair()
+        self._reader.setblocking(False)
+        writer.setblocking(False)
+        self._writer = writer
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+
+class Loop:
+    """Serves `engine` at the claimed endpoints until a signal, or until idle for too long."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        claims: list[Claim],
+        owner: Ownership,
+        status: Status,
+        signals: Signals,
+        idle_exit: float | None,
+    ) -> None:
+        self._engine = engine
+        self._claims = claims
+        self._owner = owner
+        self._status = status
+        self._signals = signals
+        self._idle_exit = idle_exit
+        self._connections: set[int] = set()
+        self._context = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.router_mandatory = True
+        self._router.maxmsgsize = status.request_bytes
+        self._router.sndhwm = REPLIES_QUEUED
+        self._router.backlog = socket.SOMAXCONN
+        self._router.tcp_keepalive = 1
+        self._router.linger = CLOSING_MS
+        self._router.monitor(
+            "inproc://connections",
+            zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+        )
+        # Unbounded, since libzmq's I/O thread waits when the monitor's queue is full
+        self._monitor = self._context.socket(zmq.PAIR)
+        self._monitor.rcvhwm = 0
+        self._monitor.connect("inproc://connections")
+        self._poller = select.poll()
+        for source in (self._router.fd, self._monitor.fd, signals.fileno()):
+            self._poller.register(source, select.POLLIN)
+
+    def bind(self) -> list[str]:
+        """Listen at every claimed endpoint and return them as clients reach them."""
+        bound = []
+        for claim in self._claims:
+            self._bind(claim)
+            last = self._router.get_string(zmq.LAST_ENDPOINT)
+            bound.append(last)
+        return bound
+
+    def _bind(self, claim: Claim) -> None:
+        umask = os.umask(0o117)  # the socket's mode is to be 0660
+        try:
+            self._router.bind(claim.endpoint)
+        except zmq.ZMQError as error:
+            raise CannotServe(f"cannot bind {claim.endpoint}: {error.strerror}") from None
+        finally:
+            os.umask(umask)
+        claim.bound()
+
+    def run(self) -> str:
+        """Serve; return why it ended. The store may then hold unsaved changes."""
+        quiet_since = next_upkeep = time.monotonic()
+        while not self._signals.received:
+            now = time.monotonic()
+            if now >= next_upkeep:
+                self._upkeep()
+                next_upkeep = now + UPKEEP_SECONDS
+            wake = next_upkeep
+            if self._idle_exit is not None and not self._connections:
+                if now - quiet_since >= self._idle_exit:
+                    return f"no client for {self._idle_exit:g} s"
+                wake = min(wake, quiet_since + self._idle_exit)
+            if not self._readable():
+                # rounded up, so that a deadline has passed when the poll for it ends
+                self._poller.poll(max(0.0, wake - now) * 1000 + 1)
+            started = time.monotonic()
+            if self._turn() or self._connections:
+                quiet_since = time.monotonic()
+            slice_ms = (time.monotonic() - started) * 1000
+            self._status.longest_slice_ms = max(self._status.longest_slice_ms, slice_ms)
+        return self._signals.received.name
+
+    def close(self) -> None:
+        """Let the last replies leave, and stop listening."""
+        self._router.disable_monitor()
+        self._monitor.close(linger=0)
+        self._router.close()
+        self._context.term()
+
+    def _readable(self) -> bool:
+        return any(s.get(zmq.EVENTS) & zmq.POLLIN for s in (self._router, self._monitor))
+
+    def _turn(self) -> bool:
+        """Take what has arrived, apply it, answer it. False if there was nothing."""
+        router, receive, send = self._router, self._engine.receive, self._send
+        count = 0
+        while count < MESSAGES_A_TURN and router.get(zmq.EVENTS) & zmq.POLLIN:
+            peer, *frames = router.recv_multipart(zmq.NOBLOCK)
+            send(peer, receive(peer, frames))
+            count += 1
+        for peer, message in self._engine.finish_turn():
+            send(peer, [message])
+        while self._monitor.get(zmq.EVENTS) & zmq.POLLIN:
+            event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._connections.add(event["value"])
+            else:
+                self._connections.discard(event["value"])
+            self._status.clients = len(self._connections)
+        return count > 0
+
+    def _send(self, peer: bytes, messages: Iterable[bytes]) -> None:
+        try:
+            for message in messages:
+                self._router.send_multipart(
+                    (peer, message), zmq.NOBLOCK, copy=len(message) < _LARGE
+                )
+        except zmq.Again:
+            log.warning("a client that does not read its replies lost one")
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:  # the client has gone
+                raise
+
+    def _upkeep(self) -> None:
+        """Put back what somebody removed: the lock files, and the sockets new clients need."""
+        notify(STATUS=f"{self._status.clients} clients, {self._engine.dirty} unsaved changes")
+        try:
+            self._owner.restore()
+            for claim in self._claims:
+                if claim.lost():
+                    log.warning("%s was removed; binding it again", claim.endpoint)
+                    claim.restore()
+                    self._router.unbind(claim.endpoint)
+                    self._bind(claim)
+        except AlreadyOwnedError as error:
+            log.error("%s was removed and is now held by pid %s", error.args[0], error.owner.get("pid"))  # noqa: TRY400 - no news in a traceback
+        except (CannotServe, OSError, zmq.ZMQError) as error:
+            log.error("cannot restore what was removed: %s", error)  # noqa: TRY400 - the same

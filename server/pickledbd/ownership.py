@@ -1,0 +1,104 @@
+"""Exclusive ownership, by flock on a file beside what is owned.
+
+May live here: the lock and what it tells. A lock file holds one JSON object about its owner
+(SPEC.md, The lock file); its content means nothing unless the flock is held. It is removed when
+ownership ends, so whoever locks it checks that it is still the file at that path.
+flock is for local disks: on a network file system it may hold on one machine only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+SUFFIX = ".lock"
+
+
+class AlreadyOwnedError(Exception):
+    """Somebody else holds the lock. `owner` is what the lock file tells of them."""
+
+    def __init__(self, path: Path, owner: dict[str, Any]) -> None:
+        super().__init__(path, owner)
+        self.owner = owner
+
+
+class Ownership:
+    """The held lock of `target`, at `target` + ".lock"; released by `release`."""
+
+    def __init__(self, target: Path, inherited: int | None = None) -> None:
+        """Take the lock, or take over `inherited`, the descriptor of one that a client took.
+
+        Raises AlreadyOwnedError, or OSError if the lock file cannot be made.
+        """
+        self.path = target.with_name(target.name + SUFFIX)
+        self._file = -1
+        self._told = b""
+        if inherited is not None:
+            os.set_inheritable(inherited, False)
+            self._file = inherited
+            fcntl.flock(inherited, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not self.held():
+            self._acquire()
+
+    def _acquire(self) -> None:
+        while True:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = _read(file)
+                os.close(file)
+                raise AlreadyOwnedError(self.path, owner) from None
+            except BaseException:
+                os.close(file)
+                raise
+            previous, self._file = self._file, file
+            if previous >= 0:
+                os.close(previous)
+            if self.held():
+                return
+
+    def held(self) -> bool:
+        """Whether the locked file is still the one at the path, where others look for it."""
+        if self._file < 0:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._file), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def restore(self) -> None:
+        """Take the lock anew if somebody removed its file. Raises as the constructor does."""
+        if not self.held():
+            self._acquire()
+            self._write()
+
+    def announce(self, told: dict[str, Any]) -> None:
+        """Have the lock file tell `told`."""
+        self._told = orjson.dumps(told) + b"\n"
+        self._write()
+
+    def _write(self) -> None:
+        # A reader that comes in between sees no JSON, or an old owner's, and asks again.
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, self._told, 0)
+
+    def release(self) -> None:
+        """Give the lock up and remove its file."""
+        if self.held():
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        os.close(self._file)
+
+
+def _read(file: int) -> dict[str, Any]:
+    try:
+        told = orjson.loads(os.pread(file, 2**16, 0))
+    except (orjson.JSONDecodeError, OSError):
+        return {}
+    return told if isinstance(told, dict) else {}
