@@ -9,6 +9,7 @@ from pickledbd_protocol.codec import (
     encode_error,
     encode_reply,
     encode_request,
+    join_parts,
 )
 from pickledbd_protocol.commands import COMMANDS, Command
 from pickledbd_protocol.errors import (
@@ -29,6 +30,7 @@ from pickledbd_protocol.values import (
     encode_items,
     encode_key,
     encode_value,
+    restore,
     shown,
 )
 from pickledbd_protocol.version import PROTOCOL_VERSION, __version__
@@ -61,5 +63,7 @@ __all__ = [
     "encode_reply",
     "encode_request",
     "encode_value",
+    "join_parts",
+    "restore",
     "shown",
 ]

@@ -42,7 +42,7 @@ class Refused:
     error: PickleDBError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
     """What the daemon answered: `result`, unless `error` is set.
 
@@ -143,3 +143,20 @@ def decode_reply(frames: Sequence[bytes]) -> Reply:
     return Reply(
         request_id, result, error, envelope.get("more") is True, may_hold_binary(frames[0])
     )
+
+
+def join_parts(parts: Sequence[Reply]) -> Reply:
+    """One Reply from the messages of an answer in parts: arrays and objects are put together."""
+    whole = parts[0]
+    for part in parts[1:]:
+        for name, found in part.result.items():
+            known = whole.result.get(name)
+            if type(known) is list and type(found) is list:
+                known.extend(found)
+            elif type(known) is dict and type(found) is dict:
+                known.update(found)
+            else:
+                raise ProtocolError(f"the parts of a reply do not fit together at {name!r}")
+        whole.binary = whole.binary or part.binary
+        whole.error = whole.error or part.error
+    return whole

@@ -1,0 +1,154 @@
+"""What each method asks and how it reads the answer, without I/O.
+
+A Call is a command, the JSON text of its arguments, and a function from the reply to the
+method's value. Whoever has a socket, blocking or not, carries it there and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import orjson
+
+from pickledbd_protocol import Reply, encode_items, encode_key, encode_value
+
+T = TypeVar("T")
+
+MISSING: Any = object()
+"""A default that raises KeyError instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request, before it has an id, and the reading of its reply."""
+
+    op: str
+    args: bytes
+    read: Callable[[Reply], T]
+
+
+def _true(_reply: Reply) -> bool:
+    return True
+
+
+def _result(reply: Reply) -> dict[str, Any]:
+    return reply.result
+
+
+def _value(reply: Reply) -> Any:
+    return reply.value(reply.result["value"])
+
+
+def _items(reply: Reply) -> dict[str, Any]:
+    items: dict[str, Any] = reply.result["items"]
+    return {key: reply.value(value) for key, value in items.items()} if reply.binary else items
+
+
+def _value_or(key: str, default: Any) -> Callable[[Reply], Any]:
+    def read(reply: Reply) -> Any:
+        if "value" in reply.result:
+            return reply.value(reply.result["value"])
+        if default is MISSING:
+            raise KeyError(key)
+        return default
+
+    return read
+
+
+def _key_args(key: str) -> bytes:
+    return b'{"key":%s}' % encode_key(key)
+
+
+def _pair_args(key: str, value: Any) -> bytes:
+    return b'{"key":%s,"value":%s}' % (encode_key(key), encode_value(key, value))
+
+
+def _keys_args(keys: Iterable[Any]) -> bytes:
+    return b'{"keys":[%s]}' % b",".join(encode_key(str(key)) for key in keys)
+
+
+def _items_args(items: Mapping[Any, Any]) -> bytes:
+    return b'{"items":%s}' % encode_items({str(key): value for key, value in items.items()})
+
+
+def get(key: str, default: Any = None) -> Call[Any]:
+    return Call("get", _key_args(key), _value_or(key, default))
+
+
+def exists(key: str) -> Call[bool]:
+    return Call("exists", _key_args(key), lambda reply: reply.result["exists"])
+
+
+def set_(key: str, value: Any) -> Call[bool]:
+    return Call("set", _pair_args(key, value), _true)
+
+
+def setdefault(key: str, value: Any) -> Call[Any]:
+    return Call("setdefault", _pair_args(key, value), _value)
+
+
+def remove(key: str) -> Call[bool]:
+    return Call("remove", _key_args(key), lambda reply: reply.result["removed"])
+
+
+def pop(key: str, default: Any) -> Call[Any]:
+    return Call("pop", _key_args(key), _value_or(key, default))
+
+
+def popitem() -> Call[tuple[str, Any]]:
+    def read(reply: Reply) -> tuple[str, Any]:
+        if "key" not in reply.result:
+            raise KeyError("popitem(): the database is empty")
+        return reply.result["key"], _value(reply)
+
+    return Call("popitem", b"{}", read)
+
+
+def get_many(keys: Iterable[Any]) -> Call[dict[str, Any]]:
+    return Call("get_many", _keys_args(keys), _items)
+
+
+def set_many(items: Mapping[Any, Any]) -> Call[bool]:
+    return Call("set_many", _items_args(items), _true)
+
+
+def remove_many(keys: Iterable[Any]) -> Call[int]:
+    return Call("remove_many", _keys_args(keys), lambda reply: reply.result["removed"])
+
+
+def len_() -> Call[int]:
+    return Call("len", b"{}", lambda reply: reply.result["len"])
+
+
+def all_() -> Call[list[str]]:
+    return Call("all", b"{}", lambda reply: reply.result["keys"])
+
+
+def dump() -> Call[dict[str, Any]]:
+    return Call("dump", b"{}", _items)
+
+
+def replace(items: Mapping[Any, Any]) -> Call[bool]:
+    return Call("replace", _items_args(items), _true)
+
+
+def purge() -> Call[bool]:
+    return Call("purge", b"{}", _true)
+
+
+def save() -> Call[bool]:
+    return Call("save", b"{}", _true)
+
+
+def ping() -> Call[bool]:
+    return Call("ping", b"{}", _true)
+
+
+def info() -> Call[dict[str, Any]]:
+    return Call("info", b"{}", _result)
+
+
+def hello(versions: list[int]) -> Call[dict[str, Any]]:
+    return Call("hello", b'{"versions":%s}' % orjson.dumps(versions), _result)

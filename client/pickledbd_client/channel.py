@@ -1,0 +1,162 @@
+"""One connection to a daemon: a DEALER socket that asks one thing at a time.
+
+The only room of the client that touches ZeroMQ. A channel belongs to one thread at a time and
+to the process that made it. It is for one connection: after a timeout, an interruption or a
+lost connection it is thrown away, so no late reply can meet the wrong request.
+
+With IMMEDIATE and without reconnection the socket is writable exactly while it is connected;
+that is how a lost daemon is noticed at once, without heartbeats.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+import uuid
+from itertools import count
+from typing import Any
+
+import zmq
+
+from pickledbd_client.calls import Call, hello
+from pickledbd_protocol import (
+    PROTOCOL_VERSION,
+    ProtocolError,
+    Reply,
+    RequestTimeout,
+    TooLarge,
+    decode_reply,
+    encode_request,
+    join_parts,
+)
+
+MAX_SOCKETS = 16_384
+"""Threads of one process that may talk at the same time."""
+
+Deadline = float | None
+"""A time.monotonic() at which to give up; None for never."""
+
+_contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
+
+
+class ConnectionLostError(Exception):
+    """The daemon went away. `sent`: the request may have reached it."""
+
+    def __init__(self, *, sent: bool) -> None:
+        super().__init__(sent)
+        self.sent = sent
+
+
+def remaining(deadline: Deadline) -> float | None:
+    """Seconds left, at least 0; None for no limit."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def reach(endpoint: str, timeout: float | None) -> None:
+    """Raise the OSError that tells why `endpoint` cannot be reached, which ZeroMQ keeps quiet."""
+    scheme, _, address = endpoint.partition("://")
+    if scheme == "ipc":
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(timeout)
+            probe.connect(address)
+    else:
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+
+
+class Channel:
+    """A connected channel to `endpoint`, protocol agreed. `daemon` is what it told of itself."""
+
+    def __init__(self, endpoint: str, deadline: Deadline) -> None:
+        """OSError if nobody listens, ConnectionLostError, RequestTimeout, ProtocolError."""
+        reach(endpoint, remaining(deadline))
+        self.endpoint = endpoint
+        self._client = uuid.uuid4().hex
+        self._ids = count(1)
+        self._limit: int | None = None
+        self._socket = _context().socket(zmq.DEALER)
+        try:
+            self._socket.linger = 0
+            self._socket.immediate = True
+            self._socket.reconnect_ivl = -1
+            self._socket.sndhwm = self._socket.rcvhwm = 0
+            self._socket.connect(endpoint)
+            self._poller = select.poll()
+            self._poller.register(self._socket.fd, select.POLLIN)
+            while not self._socket.get(zmq.EVENTS) & zmq.POLLOUT:
+                self._wait(deadline)
+            reply = self.exchange(hello([PROTOCOL_VERSION]), deadline)
+            if reply.error is not None:
+                raise reply.error
+            self.daemon = reply.result
+            self._limit = self.daemon["limits"]["request_bytes"]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Drop the connection, and what was not sent yet."""
+        self._socket.close(linger=0)
+
+    def exchange(self, call: Call[Any], deadline: Deadline) -> Reply:
+        """Ask `call` and return the daemon's reply, which may hold an error.
+
+        After any exception (RequestTimeout, ConnectionLostError, TooLarge, ProtocolError,
+        KeyboardInterrupt) the channel has to be closed.
+        """
+        request_id = next(self._ids)
+        left = remaining(deadline)
+        budget_ms = 2**31 if left is None else int(left * 1000)
+        body = encode_request(call.op, request_id, self._client, budget_ms, call.args)
+        if self._limit is not None and len(body) > self._limit:
+            raise TooLarge(
+                f"a {call.op} of {len(body):,} bytes is over the {self._limit:,} that the daemon "
+                "accepts in one request; send less at once, or start it with a larger --max-request"
+            )
+        try:
+            self._socket.send(body, zmq.NOBLOCK)
+        except zmq.Again:
+            raise ConnectionLostError(sent=False) from None
+        return self._receive(request_id, deadline)
+
+    def _receive(self, request_id: int, deadline: Deadline) -> Reply:
+        parts: list[Reply] = []
+        while True:
+            events = self._socket.get(zmq.EVENTS)
+            if events & zmq.POLLIN:
+                reply = decode_reply(self._socket.recv_multipart(zmq.NOBLOCK))
+                if reply.id != request_id:
+                    raise ProtocolError(
+                        f"the daemon at {self.endpoint} answered request {reply.id} when asked "
+                        f"{request_id}: {reply.error or 'no error given'}"
+                    )
+                parts.append(reply)
+                if not reply.more:
+                    return join_parts(parts)
+            elif not events & zmq.POLLOUT:
+                raise ConnectionLostError(sent=True)
+            else:
+                self._wait(deadline)
+
+    def _wait(self, deadline: Deadline) -> None:
+        """Wait for something to happen on the socket. RequestTimeout at the deadline.
+
+        Python's poll keeps the deadline across signals, and lets Ctrl+C through, where
+        libzmq's own would start its timeout anew.
+        """
+        left = remaining(deadline)
+        if not self._poller.poll(None if left is None else left * 1000) and left is not None:
+            raise RequestTimeout
+
+
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    """This process's context; one that a fork left behind is of no use and is not touched."""
+    pid = os.getpid()
+    context = _contexts.get(pid)
+    if context is None:
+        context = zmq.Context()
+        context.max_sockets = MAX_SOCKETS
+        context = _contexts.setdefault(pid, context)
+    return context

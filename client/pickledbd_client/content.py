@@ -1,0 +1,143 @@
+"""What `PickleDB.db` gives: the content as a real dict, whose changes reach the daemon.
+
+A dict, so that orjson and everything else that wants one takes it. Changing a key is sent
+to the daemon first. A list or dict inside a value cannot be changed in place, since nobody
+would notice that: it raises, and says to set the changed value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterator, ValuesView
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
+
+import orjson
+
+from pickledbd_client.calls import MISSING
+from pickledbd_protocol import InvalidValue, encode_value, restore
+
+if TYPE_CHECKING:
+    from pickledbd_client.database import PickleDB
+
+
+def read_only(value: Any) -> Any:
+    """`value`, or a read-only copy of it if it is a list or a dict."""
+    if type(value) is dict:
+        return ReadOnlyDict(value)
+    if type(value) is list:
+        return ReadOnlyList(value)
+    return value
+
+
+def _refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
+    raise InvalidValue(
+        "a value read through .db is a copy that cannot be changed in place: "
+        "get it with get(key), change that, and set(key, value)"
+    )
+
+
+class _Items(ItemsView[str, Any]):
+    """The items of a dict whose own lookup makes its values read-only."""
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return ((key, self._mapping[key]) for key in self._mapping)
+
+
+class _Values(ValuesView[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return (self._mapping[key] for key in self._mapping)
+
+
+class ReadOnlyDict(dict[str, Any]):
+    """A dict inside a value of `.db`: reads as a dict, refuses to be changed."""
+
+    def __getitem__(self, key: str) -> Any:
+        return read_only(super().__getitem__(key))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return read_only(super().get(key, default))
+
+    def items(self) -> _Items:  # type: ignore[override] # a view, though not dict's own class
+        return _Items(self)
+
+    def values(self) -> _Values:  # type: ignore[override] # the same
+        return _Values(self)
+
+    def __reduce__(self) -> Any:  # copied and pickled as what it is a copy of
+        return dict, (dict(self),)
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment] # never return
+    pop = popitem = setdefault = update = clear = _refuse  # type: ignore[assignment] # the same
+
+
+class ReadOnlyList(list[Any]):
+    """A list inside a value of `.db`: reads as a list, refuses to be changed."""
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        found = super().__getitem__(index)
+        return found if isinstance(index, slice) else read_only(found)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(read_only, super().__iter__())
+
+    def __reduce__(self) -> Any:
+        return list, (list(self),)
+
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse  # type: ignore[assignment] # the same
+    append = extend = insert = pop = remove = clear = _refuse  # type: ignore[assignment] # the same
+    sort = reverse = _refuse  # type: ignore[assignment] # the same
+
+
+class Content(dict[str, Any]):
+    """The content at one moment. A key set or deleted in it is set or deleted in the daemon."""
+
+    def __init__(self, content: dict[str, Any], database: PickleDB) -> None:
+        super().__init__(content)
+        self._database = database
+
+    __getitem__ = ReadOnlyDict.__getitem__
+    get = ReadOnlyDict.get
+    items = ReadOnlyDict.items  # type: ignore[assignment] # a view, though not dict's own class
+    values = ReadOnlyDict.values  # type: ignore[assignment] # the same
+    __reduce__ = ReadOnlyDict.__reduce__
+
+    # Each change goes to the daemon first: when that raises, nothing has changed here.
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._database.set(key, value)
+        super().__setitem__(str(key), _as_stored(value))
+
+    def __delitem__(self, key: Any) -> None:
+        del self._database[key]
+        super().pop(str(key), None)
+
+    def pop(self, key: Any, default: Any = MISSING) -> Any:
+        value = self._database.pop(key, default)
+        super().pop(str(key), None)
+        return value
+
+    def popitem(self) -> tuple[str, Any]:
+        key, value = self._database.popitem()
+        super().pop(key, None)
+        return key, value
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        value = self._database.setdefault(key, default)
+        super().__setitem__(str(key), value)
+        return read_only(value)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        items = dict(*args, **kwargs)
+        self._database.set_many(items)
+        super().update({str(key): _as_stored(value) for key, value in items.items()})
+
+    def clear(self) -> None:
+        self._database.purge()
+        super().clear()
+
+    def __ior__(self, other: Any) -> Content:  # type: ignore[override,misc] # takes what update takes
+        self.update(other)
+        return self
+
+
+def _as_stored(value: Any) -> Any:
+    return restore(orjson.loads(encode_value("", value)))

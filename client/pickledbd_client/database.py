@@ -1,0 +1,238 @@
+"""PickleDB: pickleDB's class, whose content lives in a daemon that everybody shares."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pickledbd_client import calls
+from pickledbd_client.content import Content
+from pickledbd_client.link import Link
+from pickledbd_protocol import Unavailable
+
+DEFAULT_ENDPOINT = "ipc:///run/pickledbd/default.sock"
+"""Where the system service listens (systemd/README.md)."""
+
+
+class PickleDB(MutableMapping[str, Any]):
+    """A key-value store with pickleDB's methods, and a mapping, shared by threads and processes.
+
+    `location` is the path of a database file, whose owner is reached, or started if there is
+    none; or the endpoint of a running daemon (`ipc:///path`, `tcp://127.0.0.1:port`); or None
+    for $PICKLEDBD_URL, else the system service. One object serves all threads of a process, and
+    parent and child after a fork. It can be pickled: the copy is another handle on the same data.
+
+    Keys go through `str()`. Values are what orjson writes, and bytes; what is read is a copy.
+
+    Args:
+        location: path, endpoint or None.
+        timeout: seconds until a request without an answer raises RequestTimeout; None waits on.
+        cache_bytes: room for values kept at hand. This release keeps none.
+        autostart: start a daemon for a path that nobody owns.
+        curve: keys for another machine. This release has no such connections and takes only None.
+
+    Every method raises, beside what it names: Unavailable when no daemon can be reached,
+    RequestTimeout, InvalidKey for a key with a lone surrogate, TooLarge, ProtocolError. All are
+    PickleDBError.
+    """
+
+    def __init__(
+        self,
+        location: str | os.PathLike[str] | None = None,
+        *,
+        timeout: float | None = 5.0,
+        cache_bytes: int = 32 * 2**20,
+        autostart: bool = True,
+        curve: Any = None,
+    ) -> None:
+        if curve is not None:
+            raise Unavailable("this release of pickledbd has no CURVE; curve must be None")
+        if timeout is not None and not 0 < timeout < float("inf"):
+            raise ValueError(f"timeout must be a number of seconds over 0, or None: {timeout!r}")
+        if location is None:
+            location = os.environ.get("PICKLEDBD_URL") or DEFAULT_ENDPOINT
+        location = os.fspath(location)
+        self._options = {"timeout": timeout, "cache_bytes": cache_bytes, "autostart": autostart}
+        self._link = Link(_target(location), timeout, autostart=autostart)
+        self._link.request(calls.ping())
+        self.location: str = (
+            os.path.expanduser(location)  # noqa: PTH111 - pickleDB's own attribute: not normalised
+            if isinstance(self._link.target, Path)
+            else self._link.daemon["location"]
+        )
+        """The database file, as pickleDB tells it."""
+
+    # As in pickleDB
+
+    def set(self, key: Any, value: Any) -> bool:
+        """Store `value` under `key`; True. InvalidValue if it is not JSON, nor bytes."""
+        return self._link.request(calls.set_(str(key), value))
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """A copy of the value of `key`, or `default` if there is none."""
+        return self._link.request(calls.get(str(key), default))
+
+    def all(self) -> list[str]:
+        """All keys, in the order of their insertion."""
+        return self._link.request(calls.all_())
+
+    def remove(self, key: Any) -> bool:
+        """Remove `key`; True if it was there."""
+        return self._link.request(calls.remove(str(key)))
+
+    def purge(self) -> bool:
+        """Remove everything; True."""
+        return self._link.request(calls.purge())
+
+    def save(self) -> bool:
+        """Have all that was acknowledged so far on disk when this returns; True.
+
+        SaveFailed names the step that failed; the file is then as it was.
+        """
+        return self._link.request(calls.save())
+
+    def load(self) -> Self:
+        """This object, for `PickleDB(path).load()`. There is nothing to load: reads are current."""
+        self._link.request(calls.ping())
+        return self
+
+    @property
+    def db(self) -> dict[str, Any]:
+        """The content now, as a dict. Setting a key in it sets it in the database.
+
+        Each access copies the whole database. Assigning a mapping replaces the content at once.
+        """
+        return Content(self._link.request(calls.dump()), self)
+
+    @db.setter
+    def db(self, content: Mapping[Any, Any]) -> None:
+        self._link.request(calls.replace(content))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            self.save()
+
+    # As a mapping
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._link.request(calls.get(str(key), calls.MISSING))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        if not self.remove(key):
+            raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return self._link.request(calls.exists(str(key)))
+
+    def __len__(self) -> int:
+        return self._link.request(calls.len_())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.all())
+
+    def items(self) -> ItemsView[str, Any]:
+        """A view of the items; each walk through it sees them as they are at its start."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        """A view of the values; each walk through it sees them as they are at its start."""
+        return _Values(self)
+
+    def pop(self, key: Any, default: Any = calls.MISSING) -> Any:
+        """Remove `key` and return its value, or `default`; KeyError without one. Atomic."""
+        return self._link.request(calls.pop(str(key), default))
+
+    def popitem(self) -> tuple[str, Any]:
+        """Remove the item that was inserted last and return it; KeyError if empty. Atomic."""
+        return self._link.request(calls.popitem())
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """The value of `key`, which is set to `default` first if there is none. Atomic."""
+        return self._link.request(calls.setdefault(str(key), default))
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Set all items of a mapping or of pairs, and of keywords, at once or not at all."""
+        self.set_many(dict(*args, **kwargs))
+
+    def clear(self) -> None:
+        """Remove everything."""
+        self.purge()
+
+    # Many at once: each is one request, and happens whole or not at all
+
+    def set_many(self, items: Mapping[Any, Any]) -> bool:
+        """Set all `items`; True. InvalidValue names the key at fault, and nothing is set."""
+        return self._link.request(calls.set_many(items))
+
+    def get_many(self, keys: Iterable[Any]) -> dict[str, Any]:
+        """The values of those of `keys` that are there, all read at the same moment."""
+        return self._link.request(calls.get_many(keys))
+
+    def remove_many(self, keys: Iterable[Any]) -> int:
+        """Remove `keys`; how many of them were there."""
+        return self._link.request(calls.remove_many(keys))
+
+    # About itself
+
+    def info(self) -> dict[str, Any]:
+        """What the daemon tells of itself (SPEC.md, info): its pid, endpoints, last save, ..."""
+        return self._link.request(calls.info())
+
+    def ping(self) -> bool:
+        """True if the daemon answers."""
+        return self._link.request(calls.ping())
+
+    def close(self) -> None:
+        """Drop the connections; the object cannot be used any more. Nothing is saved by it."""
+        self._link.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.location!r})"
+
+    def __reduce__(self) -> Any:
+        return partial(type(self), **self._options), (os.fspath(self._link.target),)
+
+
+class _Items(ItemsView[str, Any]):
+    _mapping: PickleDB
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self._mapping._link.request(calls.dump()).items())  # noqa: SLF001 - the same room
+
+
+class _Values(ValuesView[Any]):
+    _mapping: PickleDB
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._mapping._link.request(calls.dump()).values())  # noqa: SLF001 - the same room
+
+    def __contains__(self, value: object) -> bool:
+        return value in list(self)
+
+
+def _target(location: str) -> str | Path:
+    """An endpoint as it is; a path with everything resolved, as its owner knows it."""
+    scheme = re.match(r"([a-z]+)://", location)
+    if scheme is None:
+        return Path(os.path.realpath(os.path.expanduser(location)))  # noqa: PTH111 - as pickleDB does
+    if scheme[1] not in ("ipc", "tcp"):
+        raise Unavailable(
+            f"{location}: the location is a path, ipc:///PATH or tcp://ADDRESS:PORT"
+        )
+    return location

@@ -1,0 +1,136 @@
+"""A PickleDB's way to its daemon: channels for as many threads as ask at once.
+
+`request` may be called from any thread, from a signal handler in the midst of another request,
+and in a forked child. It takes no lock: idle channels are kept in a deque, whose operations are
+atomic, and the pid tells a fork.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from pickledbd_client.calls import Call, T
+from pickledbd_client.channel import Channel, ConnectionLostError, Deadline
+from pickledbd_client.owner import reach_owner
+from pickledbd_protocol import COMMANDS, NotAllowed, PickleDBError, RequestTimeout, Unavailable
+
+_RETRY_SECONDS = 0.05
+
+_inherited: list[Channel] = []  # a parent's channels, never to be used or closed by its child
+
+
+class Link:
+    """Requests to the daemon at an endpoint, or to the one that owns a path."""
+
+    def __init__(self, target: str | Path, timeout: float | None, *, autostart: bool) -> None:
+        self.target = target
+        self.daemon: dict[str, Any] = {}
+        self._timeout = timeout
+        self._autostart = autostart
+        self._idle: deque[Channel] = deque()
+        self._pid = os.getpid()
+        self._closed = False
+
+    def request(self, call: Call[T]) -> T:
+        """Ask `call` and return its value. Raises what the daemon replied, or why there is none."""
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        while True:
+            channel = self._take(call, deadline)
+            try:
+                reply = channel.exchange(call, deadline)
+            except ConnectionLostError as lost:
+                channel.close()
+                if lost.sent and COMMANDS[call.op].writes:
+                    raise Unavailable(
+                        f"the daemon at {channel.endpoint} went away during a {call.op}; "
+                        "it may or may not have been applied",
+                        outcome_known=False,
+                    ) from None
+            except RequestTimeout:
+                channel.close()
+                raise self._timed_out(call, channel.endpoint) from None
+            except BaseException:
+                channel.close()
+                raise
+            else:
+                self._idle.append(channel)
+                if self._closed:
+                    self.close()
+                if reply.error is not None:
+                    raise reply.error
+                return call.read(reply)
+
+    def close(self) -> None:
+        """Drop the idle connections; those in use are dropped when their requests end."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def _take(self, call: Call[Any], deadline: Deadline) -> Channel:
+        if self._pid != os.getpid():
+            _inherited.extend(self._idle)
+            self._idle = deque()
+            self._pid = os.getpid()
+        if self._closed:
+            raise Unavailable(f"this PickleDB of {self.target} is closed")
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        try:
+            return self._connect(deadline)
+        except RequestTimeout:
+            raise Unavailable(
+                f"the daemon of {self.target} did not answer within {self._timeout} s; "
+                f"the {call.op} was not sent"
+            ) from None
+
+    def _connect(self, deadline: Deadline) -> Channel:
+        """A new channel. A daemon that was there before and is gone is waited for."""
+        if isinstance(self.target, Path):
+            channel = reach_owner(
+                self.target,
+                lambda endpoint: _open(endpoint, deadline),
+                autostart=self._autostart,
+                deadline=deadline,
+            )
+        else:
+            channel = self._connect_endpoint(self.target, deadline)
+        self.daemon = channel.daemon
+        return channel
+
+    def _connect_endpoint(self, endpoint: str, deadline: Deadline) -> Channel:
+        while True:
+            try:
+                return _open(endpoint, deadline)
+            except PermissionError as error:
+                raise NotAllowed(f"not allowed to connect to {endpoint}: {error.strerror}") from None
+            except OSError as error:
+                late = deadline is not None and time.monotonic() > deadline
+                if not self.daemon or late:
+                    raise Unavailable(
+                        f"no daemon at {endpoint}: {error.strerror}; "
+                        f"start one with: pickledbd LOCATION --bind {endpoint}"
+                    ) from None
+            time.sleep(_RETRY_SECONDS)
+
+    def _timed_out(self, call: Call[Any], endpoint: str) -> PickleDBError:
+        message = f"the daemon at {endpoint} did not answer a {call.op} within {self._timeout} s"
+        if COMMANDS[call.op].writes:
+            return RequestTimeout(
+                f"{message}; it may or may not have been applied, or may be yet",
+                outcome_known=False,
+            )
+        return RequestTimeout(message)
+
+
+def _open(endpoint: str, deadline: Deadline) -> Channel:
+    try:
+        return Channel(endpoint, deadline)
+    except ConnectionLostError:
+        # It listened, and ended before it answered: as if nobody listened.
+        raise ConnectionRefusedError(None, "it closed the connection") from None
