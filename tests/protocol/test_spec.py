@@ -1,0 +1,70 @@
+"""SPEC.md tells the truth: its examples are sent to a daemon, its table is the code's table."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import zmq
+from support import PATIENCE
+
+from pickledbd_protocol import COMMANDS
+from pickledbd_protocol.errors import BY_CODE
+
+SPEC = (Path(__file__).parents[2] / "protocol" / "SPEC.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```json (request|reply)\n(.*?)^```", SPEC, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def raw(daemon):
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        dealer.linger = 0
+        dealer.rcvtimeo = int(PATIENCE * 1000)
+        dealer.connect(daemon.endpoint)
+        yield dealer
+
+
+def matches(expected, found):
+    if expected == "...":
+        return True
+    if isinstance(expected, dict) and isinstance(found, dict):
+        return expected.keys() == found.keys() and all(
+            matches(expected[name], found[name]) for name in expected
+        )
+    return type(expected) is type(found) and expected == found
+
+
+def test_the_examples_are_what_a_daemon_answers(raw):
+    kinds = [kind for kind, _ in BLOCKS]
+    assert kinds == ["request", "reply"] * (len(kinds) // 2)
+    assert len(kinds) > 40
+    for (_, request), (_, reply) in zip(BLOCKS[::2], BLOCKS[1::2], strict=True):
+        raw.send(request.encode())
+        found = raw.recv()
+        assert matches(json.loads(reply), json.loads(found)), (request, found)
+        assert list(json.loads(found).get("result", {})) == list(
+            json.loads(reply).get("result", {})
+        )
+
+
+def test_every_command_of_the_table_is_specified_with_its_arguments():
+    table = SPEC.split("## Commands")[1].split("Setting a key")[0]
+    specified = {}
+    for row in re.findall(r"^\| `.*$", table, re.MULTILINE):
+        op, args, _, writes, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        specified[op.strip("`")] = (re.findall(r"`(\w+)`", args), writes == "yes")
+    assert specified == {
+        name: (list(command.args), command.writes) for name, command in COMMANDS.items()
+    }
+
+
+def test_every_command_has_an_example():
+    requests = [json.loads(block) for kind, block in BLOCKS if kind == "request"]
+    assert {r.get("op") for r in requests if isinstance(r, dict)} == COMMANDS.keys()
+
+
+def test_every_error_code_is_specified():
+    section = SPEC.split("## Errors")[1].split("## The data file")[0]
+    assert set(re.findall(r"^\| `(\w+)` ", section, re.MULTILINE)) == BY_CODE.keys()

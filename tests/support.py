@@ -1,0 +1,107 @@
+"""What the rooms of the tests share: real daemons, and waiting for events."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pickledbd_client import PickleDB
+
+PATIENCE = 60.0
+"""Seconds that any wait may take before the test fails; the machine may be busy."""
+
+
+def wait_until(condition, what, patience=PATIENCE):
+    """Wait until `condition()` is true, for what has no event to wait for, and return its value."""
+    deadline = time.monotonic() + patience
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {patience} s for {what}"
+        time.sleep(0.01)
+    return value
+
+
+class Daemon:
+    """A `pickledbd` process of a test's own, serving once it is made."""
+
+    def __init__(self, location, *options, wait=True, **popen):
+        self.location = Path(location)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pickledbd", str(location), *map(str, options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **popen,
+        )
+        self.ready = ""
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self):
+        assert select.select([self.process.stdout], [], [], PATIENCE)[0], "no ready line"
+        self.ready = self.process.stdout.readline()
+        assert self.ready.startswith("pickledbd: serving"), self.ready + self.end()[1]
+        self.endpoint = self.ready.split(" at ")[-1].split(" and ")[0].strip()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def client(self, **options):
+        return PickleDB(self.location, **{"autostart": False, "timeout": PATIENCE, **options})
+
+    def end(self):
+        """Wait for its end; the exit status and what it wrote to stderr."""
+        _, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, err
+
+    def stop(self, number=signal.SIGTERM):
+        """Stop it as systemd does; what it wrote to stderr. It must have ended well."""
+        self.process.send_signal(number)
+        status, err = self.end()
+        assert status == 0, err
+        return err
+
+    def kill(self):
+        self.process.kill()
+        self.end()
+
+    def check_and_stop(self):
+        """Stop it, and check that the file then holds just what the daemon held."""
+        with contextlib.closing(self.client()) as db:
+            held = db._link.request(raw_dump())
+        self.stop()
+        on_disk = json.loads(self.location.read_bytes() or b"{}") if self.location.exists() else {}
+        assert on_disk == held
+        assert list(on_disk) == list(held)
+        left = [path.name for path in self.location.parent.glob(self.location.name + ".*")]
+        left = [name for name in left if name.endswith(".lock") or ".tmp-" in name]
+        assert left == []
+
+
+def raw_dump():
+    """A dump whose values are left as they are on the wire."""
+    from pickledbd_client.calls import Call  # noqa: PLC0415 - only this needs it
+
+    return Call("dump", b"{}", lambda reply: reply.result["items"])
+
+
+def owner_pid(location):
+    """The pid in the lock file of `location`, or None."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(Path(f"{location}.lock").read_bytes()).get("pid")
+    return None
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
