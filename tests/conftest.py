@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+
 from support import Daemon, is_alive, owner_pid, wait_until
 
 

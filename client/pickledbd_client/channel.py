@@ -16,7 +16,7 @@ import socket
 import time
 import uuid
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import zmq
 
@@ -84,8 +84,8 @@ class Channel:
             self._socket.sndhwm = self._socket.rcvhwm = 0
             self._socket.connect(endpoint)
             self._poller = select.poll()
-            self._poller.register(self._socket.fd, select.POLLIN)
-            while not self._socket.get(zmq.EVENTS) & zmq.POLLOUT:
+            self._poller.register(self._socket, select.POLLIN)
+            while not self._events() & zmq.POLLOUT:
                 self._wait(deadline)
             reply = self.exchange(hello([PROTOCOL_VERSION]), deadline)
             if reply.error is not None:
@@ -124,7 +124,7 @@ class Channel:
     def _receive(self, request_id: int, deadline: Deadline) -> Reply:
         parts: list[Reply] = []
         while True:
-            events = self._socket.get(zmq.EVENTS)
+            events = self._events()
             if events & zmq.POLLIN:
                 reply = decode_reply(self._socket.recv_multipart(zmq.NOBLOCK))
                 if reply.id != request_id:
@@ -139,6 +139,9 @@ class Channel:
                 raise ConnectionLostError(sent=True)
             else:
                 self._wait(deadline)
+
+    def _events(self) -> int:
+        return cast(int, self._socket.get(zmq.EVENTS))
 
     def _wait(self, deadline: Deadline) -> None:
         """Wait for something to happen on the socket. RequestTimeout at the deadline.

@@ -7,8 +7,8 @@ would notice that: it raises, and says to set the changed value.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, ValuesView
-from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from typing import TYPE_CHECKING, Any, NoReturn, Self, SupportsIndex
 
 import orjson
 
@@ -38,11 +38,15 @@ def _refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
 class _Items(ItemsView[str, Any]):
     """The items of a dict whose own lookup makes its values read-only."""
 
+    _mapping: Mapping[str, Any]
+
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         return ((key, self._mapping[key]) for key in self._mapping)
 
 
 class _Values(ValuesView[Any]):
+    _mapping: Mapping[str, Any]
+
     def __iter__(self) -> Iterator[Any]:
         return (self._mapping[key] for key in self._mapping)
 
@@ -65,8 +69,8 @@ class ReadOnlyDict(dict[str, Any]):
     def __reduce__(self) -> Any:  # copied and pickled as what it is a copy of
         return dict, (dict(self),)
 
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment] # never return
-    pop = popitem = setdefault = update = clear = _refuse  # type: ignore[assignment] # the same
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    pop = popitem = setdefault = update = clear = _refuse
 
 
 class ReadOnlyList(list[Any]):
@@ -82,9 +86,9 @@ class ReadOnlyList(list[Any]):
     def __reduce__(self) -> Any:
         return list, (list(self),)
 
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse  # type: ignore[assignment] # the same
-    append = extend = insert = pop = remove = clear = _refuse  # type: ignore[assignment] # the same
-    sort = reverse = _refuse  # type: ignore[assignment] # the same
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
+    append = extend = insert = pop = remove = clear = _refuse
+    sort = reverse = _refuse
 
 
 class Content(dict[str, Any]):
@@ -134,7 +138,7 @@ class Content(dict[str, Any]):
         self._database.purge()
         super().clear()
 
-    def __ior__(self, other: Any) -> Content:  # type: ignore[override,misc] # takes what update takes
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc] # takes what update takes
         self.update(other)
         return self
 

@@ -57,9 +57,13 @@ class PickleDB(MutableMapping[str, Any]):
         if location is None:
             location = os.environ.get("PICKLEDBD_URL") or DEFAULT_ENDPOINT
         location = os.fspath(location)
-        self._options = {"timeout": timeout, "cache_bytes": cache_bytes, "autostart": autostart}
+        self._options: dict[str, Any] = {
+            "timeout": timeout,
+            "cache_bytes": cache_bytes,
+            "autostart": autostart,
+        }
         self._link = Link(_target(location), timeout, autostart=autostart)
-        self._link.request(calls.ping())
+        self._link.connect()
         self.location: str = (
             os.path.expanduser(location)  # noqa: PTH111 - pickleDB's own attribute: not normalised
             if isinstance(self._link.target, Path)
@@ -232,7 +236,5 @@ def _target(location: str) -> str | Path:
     if scheme is None:
         return Path(os.path.realpath(os.path.expanduser(location)))  # noqa: PTH111 - as pickleDB does
     if scheme[1] not in ("ipc", "tcp"):
-        raise Unavailable(
-            f"{location}: the location is a path, ipc:///PATH or tcp://ADDRESS:PORT"
-        )
+        raise Unavailable(f"{location}: the location is a path, ipc:///PATH or tcp://ADDRESS:PORT")
     return location

@@ -35,11 +35,18 @@ class Link:
         self._pid = os.getpid()
         self._closed = False
 
+    def connect(self) -> None:
+        """Have a first connection. A daemon that is loading a large file is waited for."""
+        try:
+            self._idle.append(self._connect(self._deadline(), patient=True))
+        except RequestTimeout:
+            raise self._silent() from None
+
     def request(self, call: Call[T]) -> T:
         """Ask `call` and return its value. Raises what the daemon replied, or why there is none."""
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        deadline = self._deadline()
         while True:
-            channel = self._take(call, deadline)
+            channel = self._take(deadline)
             try:
                 reply = channel.exchange(call, deadline)
             except ConnectionLostError as lost:
@@ -70,7 +77,10 @@ class Link:
         while self._idle:
             self._idle.pop().close()
 
-    def _take(self, call: Call[Any], deadline: Deadline) -> Channel:
+    def _deadline(self) -> Deadline:
+        return None if self._timeout is None else time.monotonic() + self._timeout
+
+    def _take(self, deadline: Deadline) -> Channel:
         if self._pid != os.getpid():
             _inherited.extend(self._idle)
             self._idle = deque()
@@ -82,21 +92,19 @@ class Link:
         except IndexError:
             pass
         try:
-            return self._connect(deadline)
+            return self._connect(deadline, patient=False)
         except RequestTimeout:
-            raise Unavailable(
-                f"the daemon of {self.target} did not answer within {self._timeout} s; "
-                f"the {call.op} was not sent"
-            ) from None
+            raise self._silent() from None
 
-    def _connect(self, deadline: Deadline) -> Channel:
-        """A new channel. A daemon that was there before and is gone is waited for."""
+    def _connect(self, deadline: Deadline, *, patient: bool) -> Channel:
+        """A new channel to where the target is now."""
         if isinstance(self.target, Path):
             channel = reach_owner(
                 self.target,
-                lambda endpoint: _open(endpoint, deadline),
-                autostart=self._autostart,
+                _open,
                 deadline=deadline,
+                autostart=self._autostart,
+                patient=patient,
             )
         else:
             channel = self._connect_endpoint(self.target, deadline)
@@ -104,11 +112,14 @@ class Link:
         return channel
 
     def _connect_endpoint(self, endpoint: str, deadline: Deadline) -> Channel:
+        """A channel to `endpoint`. A daemon that was there before and is gone is waited for."""
         while True:
             try:
                 return _open(endpoint, deadline)
             except PermissionError as error:
-                raise NotAllowed(f"not allowed to connect to {endpoint}: {error.strerror}") from None
+                raise NotAllowed(
+                    f"not allowed to connect to {endpoint}: {error.strerror}"
+                ) from None
             except OSError as error:
                 late = deadline is not None and time.monotonic() > deadline
                 if not self.daemon or late:
@@ -117,6 +128,12 @@ class Link:
                         f"start one with: pickledbd LOCATION --bind {endpoint}"
                     ) from None
             time.sleep(_RETRY_SECONDS)
+
+    def _silent(self) -> PickleDBError:
+        return Unavailable(
+            f"the daemon of {self.target} accepts connections but did not answer within "
+            f"{self._timeout} s; nothing was asked of it"
+        )
 
     def _timed_out(self, call: Call[Any], endpoint: str) -> PickleDBError:
         message = f"the daemon at {endpoint} did not answer a {call.op} within {self._timeout} s"

@@ -46,46 +46,57 @@ os.register_at_fork(after_in_child=_forget_locks)
 
 
 def reach_owner(
-    path: Path, connect: Callable[[str], T], *, autostart: bool, deadline: Deadline
+    path: Path,
+    connect: Callable[[str, Deadline], T],
+    *,
+    deadline: Deadline,
+    autostart: bool,
+    patient: bool,
 ) -> T:
-    """`connect(endpoint)` for the endpoint of the daemon that owns `path`.
+    """`connect(endpoint, deadline)` for the endpoint of the daemon that owns `path`.
 
-    `connect` raises OSError where nobody listens. A daemon that is starting is waited for, also
-    beyond the deadline as long as it gets on. Unavailable or NotAllowed if nobody can be reached.
+    `connect` raises OSError where nobody listens. `patient`: a daemon that is loading its file is
+    waited for beyond the deadline, as long as it gets on. Unavailable or NotAllowed if nobody
+    can be reached.
     """
     started: _Started | None = None
     seen: dict[str, Any] = {}
-    problem = "nobody serves it"
     while True:
         told = _read(path)
-        if told != seen:
-            seen = told
-            if told.get("state") in ("starting", "loading") and deadline is not None:
-                deadline = max(deadline, time.monotonic() + STARTING_SECONDS)
+        if patient and deadline is not None and told != seen and told.get("state") in _STARTING:
+            deadline = max(deadline, time.monotonic() + STARTING_SECONDS)
+        seen = told
+        problem = _problem(told)
         for endpoint in told.get("endpoints", ()):
             try:
-                return connect(endpoint)
+                return connect(endpoint, deadline)
             except PermissionError as error:
                 raise NotAllowed(
                     f"not allowed to connect to {endpoint}, where pid {told.get('pid')} serves "
                     f"{path}: {error.strerror}; ask its user for an endpoint that you may use"
                 ) from None
             except OSError as error:
-                problem = f"its owner, pid {told.get('pid')}, is not at {endpoint}: {error.strerror}"
-        if started and (reason := started.failed()):
-            raise Unavailable(reason)
-        if autostart and not started:
+                problem = f"pid {told.get('pid')} does not answer at {endpoint}: {error.strerror}"
+        if started:
+            started.check()
+        elif autostart:
             lock = _try_lock(path)
-            if lock is not None:
-                started = _Started(path, lock)
-        if not autostart and not told:
+            started = None if lock is None else _Started(path, lock)
+        elif told.get("state") not in _STARTING:
             raise Unavailable(f"cannot reach {path}: {problem}, and autostart is off")
         if deadline is not None and time.monotonic() > deadline:
-            if told.get("state") in ("starting", "loading"):
-                done = f", {told['bytes']:,} bytes so far" if "bytes" in told else ""
-                problem = f"pid {told.get('pid')} is still loading it{done}"
             raise Unavailable(f"cannot reach {path}: {problem}")
         time.sleep(_RETRY_SECONDS)
+
+
+_STARTING = ("starting", "loading")
+
+
+def _problem(told: dict[str, Any]) -> str:
+    if told.get("state") in _STARTING:
+        done = f", {told['bytes']:,} bytes so far" if "bytes" in told else ""
+        return f"pid {told.get('pid')} is still loading it{done}"
+    return "nobody serves it"
 
 
 class _Started:
@@ -102,7 +113,7 @@ class _Started:
         try:
             # Its parent exits at once and it gets a session of its own, so that neither the
             # end of this process nor Ctrl+C at its terminal ends it.
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - our own module, and a path as one argument
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=theirs,
@@ -120,21 +131,20 @@ class _Started:
             os.close(lock)
         process.wait()
 
-    def failed(self) -> str | None:
-        """Why it ended without serving, or None as long as it has not."""
+    def check(self) -> None:
+        """Raise Unavailable if it ended without having served, with what it said."""
         while True:
             try:
                 chunk = os.read(self._pipe, 2**16)
             except BlockingIOError:
-                return None
+                return  # it is still starting
             if not chunk:
                 break
             self._output += chunk
         lines = self._output.decode(errors="replace").strip().splitlines()
-        if lines and lines[0].startswith("pickledbd: serving "):
-            return None  # it served, and let go of the pipe
-        said = lines[-1].removeprefix("pickledbd: ") if lines else "it said nothing"
-        return f"the daemon for {self._path} did not start: {said}"
+        if not any(line.startswith("pickledbd: serving ") for line in lines):
+            said = lines[-1].removeprefix("pickledbd: ") if lines else "it said nothing"
+            raise Unavailable(f"the daemon for {self._path} did not start: {said}")
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError):

@@ -137,7 +137,7 @@ def decode_reply(frames: Sequence[bytes]) -> Reply:
             told = envelope["error"]
             error = BY_CODE.get(told["code"], PickleDBError)(told["message"])
         if type(result) is not dict or not (request_id is None or type(request_id) is int):
-            raise TypeError  # noqa: TRY301 - one clause below says it for every malformed reply
+            raise TypeError
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise ProtocolError(f"not a pickledbd reply: {frames[0][:80]!r}") from None
     return Reply(

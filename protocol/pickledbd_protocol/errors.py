@@ -9,7 +9,7 @@ from __future__ import annotations
 
 
 class PickleDBError(Exception):
-    """Anything that pickledbd raises on its own account; itself raised for a fault in the daemon."""
+    """Anything that pickledbd raises by itself; raised as such for a fault in the daemon."""
 
     code = "internal"
 

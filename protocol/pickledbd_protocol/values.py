@@ -35,7 +35,7 @@ _BINARY = b'$binary"'  # as orjson writes the key's end; it never escapes any of
 _ESCAPED = re.compile(r"\$+binary")
 
 # Every digit becomes 0 and everything else a space, so that one search finds a long number.
-_DIGITS = bytes(0x30 if 0x30 <= byte <= 0x39 else 0x20 for byte in range(256))
+_DIGITS = bytes(48 if byte in b"0123456789" else 32 for byte in range(256))
 _LONG_NUMBER = b"0" * 19
 
 
@@ -127,14 +127,18 @@ def may_hold_binary(text: bytes) -> bool:
 
 
 def _binary(value: Any) -> dict[str, Any]:
-    if isinstance(value, bytes):
-        return {"$binary": {"base64": b64encode(value).decode(), "subType": "00"}}
-    _not_json(value)
+    if not isinstance(value, bytes):
+        _not_json(value)
+    return {"$binary": {"base64": b64encode(value).decode(), "subType": "00"}}
 
 
 def _not_json(value: Any) -> NoReturn:
     kind = type(value)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
     hint = {"set": "; store a list", "frozenset": "; store a list"}.get(name, "")
     if name in {"bytearray", "memoryview"}:
         hint = "; store bytes(...)"
@@ -161,9 +165,9 @@ def _escape(value: Any) -> Any:
     mark = uuid.uuid4().hex
 
     def marked(value: Any) -> dict[str, Any]:
-        if isinstance(value, bytes):
-            return {mark: b64encode(value).decode()}
-        _not_json(value)
+        if not isinstance(value, bytes):
+            _not_json(value)
+        return {mark: b64encode(value).decode()}
 
     def walk(value: Any) -> Any:
         if type(value) is list:

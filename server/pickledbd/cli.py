@@ -22,6 +22,8 @@ from pickledbd.snapshot import DataFile, Unreadable
 from pickledbd.store import Store
 from pickledbd_protocol import SaveFailed, __version__
 
+log = logging.getLogger(__name__)
+
 MIB = 2**20
 
 
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Stopped(Exception):  # noqa: N818 - an end, no error
+class _Stopped(Exception):
     """A signal came while the daemon was starting."""
 
 
@@ -123,18 +125,26 @@ def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     store = Store(file.load(progress))
     status = Status(location=str(path), request_bytes=options.max_request)
     engine = Engine(store, file, owner, status)
-    loop = Loop(engine, claims, owner, status, signals, options.idle_exit)
+    loop = Loop(
+        engine,
+        claims,
+        owner=owner,
+        status=status,
+        signals=signals,
+        idle_exit=options.idle_exit,
+    )
     stack.callback(loop.close)
     status.endpoints = loop.bind()
     owner.announce({"pid": os.getpid(), "state": "serving", "endpoints": status.endpoints})
     where = " and ".join(status.endpoints)
-    print(f"pickledbd: serving {path} ({len(store)} keys) at {where}", flush=True)  # noqa: T201 - the ready line
+    with contextlib.suppress(OSError):  # whoever would have read it has gone
+        print(f"pickledbd: serving {path} ({len(store)} keys) at {where}", flush=True)  # noqa: T201 - the ready line
     if options.detach:
         _leave_terminal()
     notify(READY=1, STATUS=f"serving {len(store)} keys")
 
     why = loop.run()
-    logging.info("stopping: %s", why)
+    log.info("stopping: %s", why)
     notify(STOPPING=1, STATUS="saving")
     if engine.dirty:
         engine.save()

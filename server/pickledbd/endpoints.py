@@ -22,7 +22,7 @@ IPC_MAX = 107 if os.uname().sysname == "Linux" else 103
 """The longest path of a socket, in bytes (unix(7): sun_path, less its final NUL)."""
 
 
-class CannotServe(Exception):  # noqa: N818 - it is the line the user reads, no fault of the code
+class CannotServe(Exception):
     """The daemon cannot serve as asked; the text is for the person who started it."""
 
 

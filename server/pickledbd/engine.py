@@ -129,7 +129,7 @@ class Engine:
             self._file.save(self._store.items())
         except SaveFailed as error:
             status.last_save_error = str(error)
-            log.error("%s", error)  # noqa: TRY400 - the line says it all; a traceback adds nothing
+            log.error("%s", error)
             raise
         self._saved_changes = changes
         status.last_save_error = None

@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Iterable
 from types import FrameType
+from typing import cast
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -70,6 +71,7 @@ class Loop:
         self,
         engine: Engine,
         claims: list[Claim],
+        *,
         owner: Ownership,
         status: Status,
         signals: Signals,
@@ -99,7 +101,7 @@ class Loop:
         self._monitor.rcvhwm = 0
         self._monitor.connect("inproc://connections")
         self._poller = select.poll()
-        for source in (self._router.fd, self._monitor.fd, signals.fileno()):
+        for source in (self._router, self._monitor, signals):
             self._poller.register(source, select.POLLIN)
 
     def bind(self) -> list[str]:
@@ -134,7 +136,7 @@ class Loop:
                 if now - quiet_since >= self._idle_exit:
                     return f"no client for {self._idle_exit:g} s"
                 wake = min(wake, quiet_since + self._idle_exit)
-            if not self._readable():
+            if not (_readable(self._router) or _readable(self._monitor)):
                 # rounded up, so that a deadline has passed when the poll for it ends
                 self._poller.poll(max(0.0, wake - now) * 1000 + 1)
             started = time.monotonic()
@@ -151,20 +153,17 @@ class Loop:
         self._router.close()
         self._context.term()
 
-    def _readable(self) -> bool:
-        return any(s.get(zmq.EVENTS) & zmq.POLLIN for s in (self._router, self._monitor))
-
     def _turn(self) -> bool:
         """Take what has arrived, apply it, answer it. False if there was nothing."""
         router, receive, send = self._router, self._engine.receive, self._send
         count = 0
-        while count < MESSAGES_A_TURN and router.get(zmq.EVENTS) & zmq.POLLIN:
+        while count < MESSAGES_A_TURN and _readable(router):
             peer, *frames = router.recv_multipart(zmq.NOBLOCK)
             send(peer, receive(peer, frames))
             count += 1
         for peer, message in self._engine.finish_turn():
             send(peer, [message])
-        while self._monitor.get(zmq.EVENTS) & zmq.POLLIN:
+        while _readable(self._monitor):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
             if event["event"] == zmq.EVENT_ACCEPTED:
                 self._connections.add(event["value"])
@@ -197,6 +196,12 @@ class Loop:
                     self._router.unbind(claim.endpoint)
                     self._bind(claim)
         except AlreadyOwnedError as error:
-            log.error("%s was removed and is now held by pid %s", error.args[0], error.owner.get("pid"))  # noqa: TRY400 - no news in a traceback
+            log.error(
+                "%s was removed and is now held by pid %s", error.args[0], error.owner.get("pid")
+            )
         except (CannotServe, OSError, zmq.ZMQError) as error:
-            log.error("cannot restore what was removed: %s", error)  # noqa: TRY400 - the same
+            log.error("cannot restore what was removed: %s", error)
+
+
+def _readable(source: zmq.Socket[bytes]) -> bool:
+    return bool(cast(int, source.get(zmq.EVENTS)) & zmq.POLLIN)

@@ -11,7 +11,7 @@ import socket
 
 
 def notify(**state: str | int) -> None:
-    """Send `state`, e.g. notify(READY=1, STATUS="serving"), to the service manager, if any."""
+    """Send e.g. READY=1 and STATUS="serving" to the service manager, if there is one."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address.startswith("@"):  # Linux's abstract namespace
         address = "\0" + address[1:]

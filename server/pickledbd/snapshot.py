@@ -34,7 +34,7 @@ _HEAD, _SEPARATOR, _TAIL = b"{\n", b",\n", b"\n}\n"
 Identity = tuple[int, int, int]
 
 
-class Unreadable(Exception):  # noqa: N818 - says what the file is; nobody outside the start-up sees it
+class Unreadable(Exception):
     """The data file cannot be served as it is. It was not touched."""
 
 
@@ -115,11 +115,11 @@ class DataFile:
     def sweep(self) -> None:
         """Remove what saves that were killed have left. Only for the owner of the file."""
         leftover = re.compile(re.escape(self.path.name) + r"\.tmp-[0-9a-f]{8}")
-        for name in os.listdir(self.path.parent):
-            if leftover.fullmatch(name):
-                log.warning("removing %s, left by a save that was killed", name)
+        for found in self.path.parent.iterdir():
+            if leftover.fullmatch(found.name):
+                log.warning("removing %s, left by a save that was killed", found.name)
                 with contextlib.suppress(OSError):
-                    self.path.with_name(name).unlink()
+                    found.unlink()
 
     def _identity(self) -> Identity | None:
         try:
@@ -209,7 +209,7 @@ def _add(data: dict[str, bytes], entries: dict[str, object]) -> None:
     dumps = orjson.dumps
     key = ""
     try:
-        for key, value in entries.items():  # noqa: B007 - the handler below names the key
+        for key, value in entries.items():
             data[key] = bytes(memoryview(dumps(value)))
     except TypeError as error:
         raise _ContentError(f"the value of key {shown(key)}: {error}") from None

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import zmq
-from support import PATIENCE
 
 from pickledbd_protocol import COMMANDS
 from pickledbd_protocol.errors import BY_CODE
+from support import PATIENCE
 
 SPEC = (Path(__file__).parents[2] / "protocol" / "SPEC.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```json (request|reply)\n(.*?)^```", SPEC, re.MULTILINE | re.DOTALL)
