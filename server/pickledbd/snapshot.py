@@ -63,6 +63,10 @@ class DataFile:
                     return _load_whole(file)
         except FileNotFoundError:
             return {}
+        except UnicodeDecodeError as error:
+            raise Unreadable(
+                f"{self.path} is not UTF-8: {error.reason} at byte {error.start}; it was not touched"
+            ) from None
         except orjson.JSONDecodeError as error:
             raise Unreadable(f"{self.path} is not JSON: {error}; it was not touched") from None
         except (InvalidValue, _ContentError) as error:
@@ -193,7 +197,11 @@ def _load_whole(file: BinaryIO) -> dict[str, bytes]:
     text = file.read()
     if not text:
         return {}
-    entries = orjson.loads(text)
+    try:
+        entries = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        text.decode()  # orjson tells of bad UTF-8, but not where it is
+        raise
     if type(entries) is not dict:
         raise _ContentError(f"it holds a JSON {type(entries).__name__}, not an object of keys")
     check_integers(text)

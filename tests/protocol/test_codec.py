@@ -1,0 +1,136 @@
+"""The codec's invariant: whatever the bytes, a Request or a Refused, a Reply or ProtocolError."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pickledbd_protocol import (
+    COMMANDS,
+    InvalidValue,
+    PickleDBError,
+    ProtocolError,
+    Refused,
+    Reply,
+    Request,
+    decode_reply,
+    decode_request,
+    encode_error,
+    encode_reply,
+    encode_request,
+    join_parts,
+)
+from pickledbd_protocol.errors import BY_CODE, RequestTimeout, Unavailable
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+wrong_shapes = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": json_values | st.integers(0, 10),
+        "client": json_values | st.just("c"),
+        "budget_ms": json_values,
+        "op": json_values | st.sampled_from(sorted(COMMANDS)),
+        "args": json_values
+        | st.fixed_dictionaries(
+            {},
+            optional=dict.fromkeys(("key", "value", "keys", "items", "versions"), json_values),
+        ),
+    },
+).map(lambda value: json.dumps(value).encode(errors="replace"))
+bodies = st.binary() | json_values.map(lambda v: json.dumps(v).encode()) | wrong_shapes
+
+
+@given(st.lists(bodies, max_size=10) | bodies.map(lambda body: [body]))
+def test_any_frames_are_a_request_or_are_refused(frames):
+    request = decode_request(frames)
+    if isinstance(request, Refused):
+        assert isinstance(request.error, PickleDBError)
+        told = decode_reply([encode_error(request.id, request.error)])
+        assert told.id == request.id
+        assert str(told.error) == str(request.error)
+    else:
+        assert isinstance(request, Request)
+        assert request.args.keys() == request.command.args.keys()
+
+
+@given(st.lists(bodies, max_size=3) | bodies.map(lambda body: [body]))
+def test_any_frames_are_a_reply_or_a_protocol_error(frames):
+    try:
+        reply = decode_reply(frames)
+    except ProtocolError:
+        return
+    assert isinstance(reply, Reply)
+
+
+def test_a_request_is_read_as_it_was_written():
+    body = encode_request("set", 7, "me", 1500, b'{"key":"k","value":[1]}')
+    assert decode_request([body]) == Request(
+        7, "me", 1500, COMMANDS["set"], {"key": "k", "value": [1]}
+    )
+
+
+def test_a_reply_is_read_as_it_was_written():
+    reply = decode_reply([encode_reply(7, b'{"value":1}', more=True)])
+    assert (reply.id, reply.result, reply.error, reply.more) == (7, {"value": 1}, None, True)
+    reply = decode_reply([encode_error(None, InvalidValue("why"))])
+    assert (reply.id, type(reply.error), str(reply.error)) == (None, InvalidValue, "why")
+
+
+def test_an_unknown_error_code_is_still_an_error():
+    reply = decode_reply([b'{"id":1,"error":{"code":"new","message":"m"}}'])
+    assert type(reply.error) is PickleDBError
+
+
+def test_parts_are_put_together():
+    parts = [
+        decode_reply([encode_reply(1, b'{"keys":["a"],"items":{"a":1}}', more=True)]),
+        decode_reply([encode_reply(1, b'{"keys":["b"],"items":{"b":{"$binary":1}}}')]),
+    ]
+    whole = join_parts(parts)
+    assert whole.result == {"keys": ["a", "b"], "items": {"a": 1, "b": {"$binary": 1}}}
+    assert whole.binary
+
+
+def test_parts_that_do_not_fit_are_a_protocol_error():
+    parts = [
+        decode_reply([encode_reply(1, b'{"keys":["a"]}', more=True)]),
+        decode_reply([encode_reply(1, b'{"keys":5}')]),
+    ]
+    with pytest.raises(ProtocolError, match="'keys'"):
+        join_parts(parts)
+
+
+BUILT_IN = {
+    "unavailable": ConnectionError,
+    "timeout": TimeoutError,
+    "invalid_key": ValueError,
+    "invalid_value": ValueError,
+    "too_large": ValueError,
+    "save_failed": OSError,
+    "writes_refused": OSError,
+    "not_allowed": PermissionError,
+}
+
+
+def test_every_error_is_also_the_built_in_that_programs_catch():
+    for code, built_in in BUILT_IN.items():
+        assert issubclass(BY_CODE[code], (PickleDBError, built_in))
+        assert issubclass(BY_CODE[code], built_in)
+    assert issubclass(BY_CODE["invalid_value"], TypeError)
+
+
+def test_every_error_can_be_pickled_with_what_it_knows():
+    for cls in BY_CODE.values():
+        copy = pickle.loads(pickle.dumps(cls("why")))
+        assert (type(copy), str(copy)) == (cls, "why")
+    for cls in (Unavailable, RequestTimeout):
+        assert cls("m").outcome_known
+        copy = pickle.loads(pickle.dumps(cls("m", outcome_known=False)))
+        assert not copy.outcome_known
