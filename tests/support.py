@@ -92,6 +92,12 @@ def raw_dump():
     return Call("dump", b"{}", lambda reply: reply.result["items"])
 
 
+def written(path):
+    """What tells whether a file was written or replaced; reading it changes none of this."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
+
+
 def owner_pid(location):
     """The pid in the lock file of `location`, or None."""
     with contextlib.suppress(OSError, ValueError):

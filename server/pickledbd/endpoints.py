@@ -21,6 +21,8 @@ from pickledbd.ownership import AlreadyOwnedError, Ownership
 IPC_MAX = 107 if os.uname().sysname == "Linux" else 103
 """The longest path of a socket, in bytes (unix(7): sun_path, less its final NUL)."""
 
+PORT_MAX = 65535
+
 
 class CannotServe(Exception):
     """The daemon cannot serve as asked; the text is for the person who started it."""
@@ -63,7 +65,7 @@ def check(endpoint: str) -> None:
             raise CannotServe(f"{endpoint}: a socket's path ends at {IPC_MAX} bytes; use a shorter")
     elif scheme == "tcp":
         match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[0-9.]+|localhost):(\d+|\*)", address)
-        if not match:
+        if not match or (match[2] != "*" and int(match[2]) > PORT_MAX):  # libzmq would wrap it
             raise CannotServe(f"{endpoint}: a tcp endpoint is tcp://ADDRESS:PORT, in numbers")
         if not _is_loopback(match[1]):
             raise CannotServe(

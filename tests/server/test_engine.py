@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from support import written
 
 from pickledbd import handlers
 from pickledbd.engine import Engine, Status
@@ -49,11 +50,11 @@ def test_saves_asked_for_in_one_turn_share_one_save(wired):
     assert [peer for peer, _ in replies] == [b"0", b"1", b"2", b"3", b"4"]
     assert [json.loads(reply)["id"] for _, reply in replies] == [0, 1, 2, 3, 4]
     assert len(list(wired.path.parent.iterdir())) == 2  # the file and its lock
-    first = wired.path.stat()
+    first = written(wired.path)
     wired.send("save")
     ((_, reply),) = wired.engine.finish_turn()
     assert json.loads(reply)["result"] == {"saved": False}
-    assert wired.path.stat() == first
+    assert written(wired.path) == first
 
 
 def test_a_save_of_an_unchanged_database_still_makes_the_missing_file(wired):

@@ -9,6 +9,7 @@ import stat
 
 import orjson
 import pytest
+from support import written
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,13 +89,13 @@ UNREADABLE = {
 @pytest.mark.parametrize("text", UNREADABLE)
 def test_what_does_not_parse_is_refused_with_its_position_and_not_touched(path, text):
     path.write_bytes(text)
-    before = path.stat()
+    before = written(path)
     with pytest.raises(Unreadable) as caught:
         DataFile(path).load()
     assert UNREADABLE[text] in str(caught.value)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == text
-    assert path.stat() == before
+    assert written(path) == before
     assert os.listdir(path.parent) == ["my.db"]
 
 

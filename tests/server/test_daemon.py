@@ -1,0 +1,324 @@
+"""The daemon as a process: how it starts, refuses, serves, saves and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+
+import pytest
+from support import PATIENCE, Daemon, owner_pid, wait_until, written
+
+from pickledbd_client import PickleDB, Unavailable
+
+
+def run(*args, **options):
+    """Run `pickledbd` to its end; status, stdout, stderr."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "pickledbd", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        **options,
+    )
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_it_with_status_0(location, number):
+    daemon = Daemon(location)
+    with contextlib.closing(daemon.client()) as db:
+        db.set("a", 1)
+    daemon.stop(number)
+    assert json.loads(location.read_bytes()) == {"a": 1}
+    assert os.listdir(location.parent) == ["my.db"]
+
+
+def test_a_stop_with_nothing_to_save_writes_nothing(location):
+    Daemon(location).stop()
+    assert not location.exists()
+    location.write_bytes(b'{"a": 1}')
+    before = written(location)
+    Daemon(location).stop()
+    assert written(location) == before
+
+
+def test_it_says_one_line_with_its_endpoint_when_it_is_ready(daemon):
+    assert daemon.ready == f"pickledbd: serving {daemon.location} (0 keys) at {daemon.endpoint}\n"
+    with contextlib.closing(PickleDB(daemon.endpoint)) as db:
+        assert db.ping()
+        assert db.location == str(daemon.location)
+
+
+def test_a_stop_that_cannot_save_says_so_with_status_1(location):
+    location = location.parent / "folder" / "my.db"
+    location.parent.mkdir()
+    daemon = Daemon(location)
+    with contextlib.closing(daemon.client()) as db:
+        db.set("a", 1)
+    moved = location.parent.rename(location.parent.with_name("moved"))
+    daemon.process.send_signal(signal.SIGTERM)
+    status, err = daemon.end()
+    assert status == 1
+    assert "cannot save" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert moved.is_dir()
+
+
+# Who else is there
+
+
+def test_a_second_daemon_on_the_same_file_is_refused_naming_the_first(daemon, db):
+    db.set("a", 1)
+    link = daemon.location.with_name("link.db")
+    link.symlink_to(daemon.location)
+    for location in (daemon.location, link, os.path.relpath(daemon.location)):
+        status, _, err = run(location, "--bind", "tcp://127.0.0.1:*")
+        assert status == 1
+        assert len(err.splitlines()) == 1
+        assert f"pid {daemon.pid}" in err
+        assert daemon.endpoint in err
+    assert db.get("a") == 1
+
+
+def test_a_second_daemon_on_the_same_endpoint_is_refused(daemon, db):
+    other = daemon.location.with_name("other.db")
+    status, _, err = run(other, "--bind", daemon.endpoint)
+    assert status == 1
+    assert f"{daemon.endpoint} is served by another daemon, pid {daemon.pid}" in err
+    assert not other.exists()
+    assert db.ping()
+    with contextlib.closing(daemon.client()) as new:
+        assert new.ping()
+
+
+def test_another_program_s_socket_at_the_endpoint_is_not_taken(location):
+    path = location.with_name("other.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen()
+        status, _, err = run(location, "--bind", f"ipc://{path}")
+        assert status == 1
+        assert "another program listens there" in err
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(os.fspath(path))
+    assert sorted(os.listdir(location.parent)) == ["other.sock"]
+
+
+def test_a_regular_file_at_the_endpoint_is_not_touched(location):
+    path = location.with_name("precious.sock")
+    path.write_bytes(b"precious")
+    status, _, err = run(location, "--bind", f"ipc://{path}")
+    assert status == 1
+    assert "not a socket" in err
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_symbolic_link_at_the_endpoint_is_not_touched(location):
+    precious = location.with_name("precious")
+    precious.write_bytes(b"precious")
+    path = location.with_name("link.sock")
+    path.symlink_to(precious)
+    status, _, err = run(location, "--bind", f"ipc://{path}")
+    assert status == 1
+    assert "not a socket" in err
+    assert path.is_symlink()
+    assert precious.read_bytes() == b"precious"
+
+
+def test_the_socket_of_a_killed_daemon_is_taken_over(location):
+    path = location.with_name("my.sock")
+    first = Daemon(location, "--bind", f"ipc://{path}")
+    first.kill()
+    assert path.is_socket()
+    second = Daemon(location, "--bind", f"ipc://{path}")
+    second.stop()
+    assert os.listdir(location.parent) == []
+
+
+def test_only_user_and_group_may_use_a_socket(location):
+    path = location.with_name("my.sock")
+    daemon = Daemon(location, "--bind", f"ipc://{path}")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    daemon.stop()
+    daemon = Daemon(location)
+    directory = os.path.dirname(daemon.endpoint.removeprefix("ipc://"))
+    assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
+    daemon.stop()
+
+
+def test_a_directory_for_sockets_that_others_can_enter_is_refused(location, tmp_path):
+    shared = tmp_path / f"pickledbd-{os.geteuid()}"
+    shared.mkdir(mode=0o755)
+    shared.chmod(0o755)
+    status, _, err = run(location, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert status == 1
+    assert f"{shared} is not a directory that only uid" in err
+
+
+def test_a_long_temporary_directory_is_no_hindrance(location, tmp_path):
+    long = tmp_path / ("d" * 100)
+    long.mkdir()
+    daemon = Daemon(location, env={**os.environ, "TMPDIR": str(long)})
+    daemon.check_and_stop()
+
+
+# What it does not accept
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "why"),
+    [
+        ("ipc://relative.sock", "absolute path"),
+        ("ipc://@abstract", "absolute path"),
+        ("ipc:///" + "x" * 120, "ends at"),
+        ("ipc:///no/such/directory/a.sock", "No such file"),
+        ("tcp://0.0.0.0:7431", "loopback only"),
+        ("tcp://10.0.0.5:7431", "loopback only"),
+        ("tcp://[::]:7431", "loopback only"),
+        ("tcp://127.0.0.1", "tcp://ADDRESS:PORT"),
+        ("tcp://eth0:7431", "tcp://ADDRESS:PORT"),
+        ("tcp://999.0.0.1:7431", "not an IP address"),
+        ("tcp://127.0.0.1:99999", "tcp://ADDRESS:PORT"),
+        ("inproc://x", "an endpoint is"),
+        ("/a/path", "an endpoint is"),
+    ],
+)
+def test_an_unfit_endpoint_is_refused_in_one_line(location, endpoint, why):
+    status, out, err = run(location, "--bind", endpoint)
+    assert (status, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert endpoint.split("//")[-1].split(":")[0] in err
+    assert why in err
+    assert os.listdir(location.parent) == []
+
+
+def test_a_file_that_does_not_parse_is_refused_in_one_line_and_not_touched(location):
+    location.write_bytes(b'{"a": 1,\n "b": oops}')
+    before = written(location)
+    status, out, err = run(location)
+    assert (status, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert f"{location} is not JSON" in err
+    assert "line 2 column 7" in err
+    assert written(location) == before
+    assert os.listdir(location.parent) == ["my.db"]
+
+
+def test_a_missing_directory_and_an_endpoint_as_location_are_refused(location):
+    status, _, err = run(location.parent / "missing" / "my.db")
+    assert (status, "does not exist" in err) == (1, True)
+    status, _, err = run("ipc:///run/x.sock")
+    assert (status, "is an endpoint" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["a", "b"], ["a", "--idle-exit", "soon"], ["a", "--max-request", "0"], ["--x"]]
+)
+def test_wrong_usage_is_status_2(args):
+    status, _, err = run(*args)
+    assert status == 2
+    assert "usage: pickledbd" in err
+    assert "Traceback" not in err
+
+
+def test_help_and_version():
+    assert "LOCATION" in run("--help")[1]
+    assert run("--version")[1].startswith("pickledbd 0.")
+
+
+# How it lives on
+
+
+def test_it_serves_several_endpoints_at_once(location):
+    path = location.with_name("my.sock")
+    daemon = Daemon(location, "--bind", f"ipc://{path}", "--bind", "tcp://127.0.0.1:*")
+    with contextlib.closing(daemon.client()) as db:
+        db.set("a", 1)
+        endpoints = db.info()["endpoints"]
+    assert [endpoint.partition(":")[0] for endpoint in endpoints] == ["ipc", "tcp"]
+    for endpoint in endpoints:
+        with contextlib.closing(PickleDB(endpoint)) as db:
+            assert db.get("a") == 1
+    daemon.check_and_stop()
+
+
+def test_it_ends_saved_when_no_client_has_been_connected_for_a_while(location):
+    daemon = Daemon(location, "--idle-exit", "0.3")
+    db = daemon.client()
+    db.set("a", 1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        daemon.process.wait(1)  # a connected client is enough to keep it
+    db.close()
+    status, err = daemon.end()
+    assert (status, "no client for 0.3 s" in err) == (0, True)
+    assert json.loads(location.read_bytes()) == {"a": 1}
+
+
+def test_a_client_that_was_killed_does_not_keep_it_alive(location):
+    daemon = Daemon(location, "--idle-exit", "0.3")
+    script = f"from pickledbd_client import PickleDB; import time; db = PickleDB({str(location)!r});"
+    script += "db.set('a', 1); print('ok', flush=True); time.sleep(600)"
+    client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert client.stdout.readline() == b"ok\n"
+    client.kill()
+    client.communicate()
+    assert daemon.end()[0] == 0
+    assert json.loads(location.read_bytes()) == {"a": 1}
+
+
+def test_peers_that_never_speak_zeromq_do_not_keep_it_alive(location):
+    daemon = Daemon(location, "--idle-exit", "0.5")
+    path = daemon.endpoint.removeprefix("ipc://")
+    for said in (b"", b"GET / HTTP/1.0\r\n\r\n", b"\xff\0\0\0\0\0\0\0\1\x7f" + bytes(200)):
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(path)
+            peer.sendall(said)
+    assert daemon.end()[0] == 0
+
+
+def test_a_removed_socket_and_lock_file_are_put_back(location):
+    daemon = Daemon(location)
+    old = daemon.client()
+    os.unlink(daemon.endpoint.removeprefix("ipc://"))
+    os.unlink(f"{location}.lock")
+
+    def reachable():
+        with contextlib.suppress(Unavailable), contextlib.closing(daemon.client()) as new:
+            return new.set("a", 1)
+
+    wait_until(reachable, "the socket to be back")
+    assert owner_pid(location) == daemon.pid
+    assert old.get("a") == 1
+    old.close()
+    daemon.check_and_stop()
+
+
+def test_it_tells_systemd_when_it_is_ready_and_when_it_stops(location, tmp_path):
+    address = tmp_path / "notify.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(os.fspath(address))
+        listener.settimeout(PATIENCE)
+        daemon = Daemon(location, env={**os.environ, "NOTIFY_SOCKET": str(address)})
+        told = listener.recv(4096).decode()
+        assert "READY=1" in told.splitlines()
+        daemon.process.send_signal(signal.SIGTERM)
+        while "STOPPING=1" not in told.splitlines():
+            told = listener.recv(4096).decode()
+        assert daemon.end()[0] == 0
+
+
+def test_a_request_larger_than_its_limit_is_told_to_the_client(location):
+    daemon = Daemon(location, "--max-request", "1")
+    with contextlib.closing(daemon.client()) as db:
+        with pytest.raises(ValueError, match=r"1,048,576.*--max-request"):
+            db.set("big", "x" * 2**20)
+        assert db.all() == []
+        assert db.set("fits", "x" * (2**20 - 200))
+    daemon.check_and_stop()
