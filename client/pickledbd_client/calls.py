@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import orjson
 
-from pickledbd_protocol import Reply, encode_items, encode_key, encode_value
+from pickledbd_protocol import InvalidValue, Reply, encode_items, encode_key, encode_value
 
 T = TypeVar("T")
 
@@ -70,6 +70,8 @@ def _keys_args(keys: Iterable[Any]) -> bytes:
 
 
 def _items_args(items: Mapping[Any, Any]) -> bytes:
+    if not isinstance(items, Mapping):
+        raise InvalidValue(f"keys and values are set from a mapping, not a {type(items).__name__}")
     return b'{"items":%s}' % encode_items({str(key): value for key, value in items.items()})
 
 

@@ -100,6 +100,12 @@ class Channel:
         """Drop the connection, and what was not sent yet."""
         self._socket.close(linger=0)
 
+    def __del__(self) -> None:
+        # pickleDB needs no close(), so a database that was simply dropped is none to warn about.
+        # In a forked child pyzmq leaves the parent's sockets alone.
+        if hasattr(self, "_socket"):
+            self.close()
+
     def exchange(self, call: Call[Any], deadline: Deadline) -> Reply:
         """Ask `call` and return the daemon's reply, which may hold an error.
 

@@ -51,8 +51,8 @@ class _Values(ValuesView[Any]):
         return (self._mapping[key] for key in self._mapping)
 
 
-class ReadOnlyDict(dict[str, Any]):
-    """A dict inside a value of `.db`: reads as a dict, refuses to be changed."""
+class _Reading(dict[str, Any]):
+    """A dict that hands out its values read-only; a copy of it is plain and the caller's own."""
 
     def __getitem__(self, key: str) -> Any:
         return read_only(super().__getitem__(key))
@@ -66,8 +66,12 @@ class ReadOnlyDict(dict[str, Any]):
     def values(self) -> _Values:  # type: ignore[override] # the same
         return _Values(self)
 
-    def __reduce__(self) -> Any:  # copied and pickled as what it is a copy of
+    def __reduce__(self) -> Any:
         return dict, (dict(self),)
+
+
+class ReadOnlyDict(_Reading):
+    """A dict inside a value of `.db`: reads as a dict, refuses to be changed."""
 
     __setitem__ = __delitem__ = __ior__ = _refuse
     pop = popitem = setdefault = update = clear = _refuse
@@ -78,10 +82,13 @@ class ReadOnlyList(list[Any]):
 
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
         found = super().__getitem__(index)
-        return found if isinstance(index, slice) else read_only(found)
+        return [read_only(item) for item in found] if isinstance(index, slice) else read_only(found)
 
     def __iter__(self) -> Iterator[Any]:
         return map(read_only, super().__iter__())
+
+    def __reversed__(self) -> Iterator[Any]:
+        return map(read_only, super().__reversed__())
 
     def __reduce__(self) -> Any:
         return list, (list(self),)
@@ -91,18 +98,12 @@ class ReadOnlyList(list[Any]):
     sort = reverse = _refuse
 
 
-class Content(dict[str, Any]):
+class Content(_Reading):
     """The content at one moment. A key set or deleted in it is set or deleted in the daemon."""
 
     def __init__(self, content: dict[str, Any], database: PickleDB) -> None:
         super().__init__(content)
         self._database = database
-
-    __getitem__ = ReadOnlyDict.__getitem__
-    get = ReadOnlyDict.get
-    items = ReadOnlyDict.items  # type: ignore[assignment] # a view, though not dict's own class
-    values = ReadOnlyDict.values  # type: ignore[assignment] # the same
-    __reduce__ = ReadOnlyDict.__reduce__
 
     # Each change goes to the daemon first: when that raises, nothing has changed here.
 

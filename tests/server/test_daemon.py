@@ -12,9 +12,9 @@ import subprocess
 import sys
 
 import pytest
-from support import PATIENCE, Daemon, owner_pid, wait_until, written
 
 from pickledbd_client import PickleDB, Unavailable
+from support import PATIENCE, Daemon, owner_pid, wait_until, written
 
 
 def run(*args, **options):
@@ -263,7 +263,9 @@ def test_it_ends_saved_when_no_client_has_been_connected_for_a_while(location):
 
 def test_a_client_that_was_killed_does_not_keep_it_alive(location):
     daemon = Daemon(location, "--idle-exit", "0.3")
-    script = f"from pickledbd_client import PickleDB; import time; db = PickleDB({str(location)!r});"
+    script = (
+        f"from pickledbd_client import PickleDB; import time; db = PickleDB({str(location)!r});"
+    )
     script += "db.set('a', 1); print('ok', flush=True); time.sleep(600)"
     client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert client.stdout.readline() == b"ok\n"

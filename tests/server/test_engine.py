@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from support import written
 
 from pickledbd import handlers
 from pickledbd.engine import Engine, Status
 from pickledbd.ownership import Ownership
 from pickledbd.snapshot import DataFile
 from pickledbd.store import Store
+from support import written
 
 
 class Wired:

@@ -1,4 +1,4 @@
-"""The data file: what it loads, what it refuses, and that a save replaces it whole or not at all."""
+"""The data file: what it loads and refuses; that a save replaces it whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import stat
 
 import orjson
 import pytest
-from support import written
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pickledbd import snapshot
 from pickledbd.snapshot import DataFile, Unreadable
 from pickledbd_protocol import SaveFailed
+from support import written
 
 contents = st.dictionaries(
     st.text(st.characters(exclude_categories=["Cs"])),
     st.recursive(
-        st.none() | st.integers(-(2**63), 2**64 - 1) | st.text("a\n\",{}:"),
+        st.none() | st.integers(-(2**63), 2**64 - 1) | st.text('a\n",{}:'),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab\n,"), inner),
         max_leaves=8,
     ),

@@ -1,0 +1,235 @@
+"""From a path to its daemon: found, or started once however many ask, or told why not."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pickledbd_client import NotAllowed, PickleDB, PickleDBError, Unavailable
+from support import PATIENCE, Daemon, is_alive, owner_pid, wait_until
+
+OPEN = """
+import sys
+from pickledbd_client import PickleDB
+sys.stdin.readline()
+db = PickleDB(sys.argv[1], timeout=60)
+print(db.info()["pid"], flush=True)
+sys.stdin.readline()
+"""
+
+
+def opener(location, script=OPEN):
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(location)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_twenty_processes_in_the_same_instant_share_one_daemon(location):
+    processes = [opener(location) for _ in range(20)]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    pids = {process.stdout.readline() for process in processes}
+    for process in processes:
+        process.communicate("end\n", timeout=PATIENCE)
+        assert process.returncode == 0
+    assert pids == {f"{owner_pid(location)}\n"}
+
+
+def test_twenty_threads_in_the_same_instant_share_one_daemon(location):
+    def work(n):
+        with contextlib.closing(PickleDB(location, timeout=PATIENCE)) as db:
+            db.set(n, n)
+            return db.info()["pid"]
+
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        pids = set(pool.map(work, range(20)))
+    assert pids == {owner_pid(location)}
+    assert len(PickleDB(location)) == 20
+
+
+def test_it_outlives_its_starter_and_ends_saved_when_nobody_is_left(location, monkeypatch):
+    monkeypatch.setenv("PICKLEDBD_IDLE_EXIT", "1")
+    first = opener(location)
+    first.stdin.write("go\n")
+    first.stdin.flush()
+    pid = int(first.stdout.readline())
+    with contextlib.closing(PickleDB(location)) as db:
+        first.kill()
+        first.communicate(timeout=PATIENCE)
+        db.set("a", 1)
+        assert db.info()["pid"] == pid
+    assert is_alive(pid)
+    wait_until(lambda: not is_alive(pid), "the daemon to end")
+    assert json.loads(location.read_bytes()) == {"a": 1}
+    assert os.listdir(location.parent) == ["my.db"]
+    with contextlib.closing(PickleDB(location)) as db:
+        assert db.get("a") == 1
+        assert db.info()["pid"] != pid
+
+
+def test_it_has_no_terminal_no_parent_and_no_signals_of_its_starter(location):
+    with contextlib.closing(PickleDB(location)) as db:
+        pid = db.info()["pid"]
+    assert os.getsid(pid) != os.getsid(0)
+    assert os.getpgid(pid) != os.getpgid(0)
+    with open(f"/proc/{pid}/status") as status:
+        assert f"PPid:\t{os.getpid()}\n" not in status.readlines()
+    for standard in (0, 1, 2):
+        assert os.readlink(f"/proc/{pid}/fd/{standard}") == os.devnull
+
+
+def test_the_daemon_s_reason_for_not_starting_is_the_exception_s(location):
+    location.write_bytes(b"not json")
+    with pytest.raises(Unavailable, match=r"did not start: .* is not JSON: .*line 1 column 1"):
+        PickleDB(location)
+    assert location.read_bytes() == b"not json"
+    assert os.listdir(location.parent) == ["my.db"]
+    location.write_bytes(b"{}")
+    PickleDB(location).close()
+
+
+def test_a_daemon_that_cannot_even_run_says_so(location, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/python-is-not-here")
+    with pytest.raises(Unavailable, match="cannot start a daemon"):
+        PickleDB(location)
+    monkeypatch.setattr(sys, "executable", "/bin/false-python")
+    with pytest.raises(PickleDBError):
+        PickleDB(location)
+
+
+def test_an_embedding_program_s_own_executable_is_not_run(location, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/usr/sbin/uwsgi")
+    with contextlib.closing(PickleDB(location)) as db:
+        assert db.ping()
+
+
+def test_a_missing_directory_is_told(tmp_path):
+    with pytest.raises(Unavailable, match=r"No such file or directory"):
+        PickleDB(tmp_path / "missing" / "my.db")
+
+
+def test_without_autostart_nothing_is_started(location):
+    with pytest.raises(Unavailable, match="nobody serves it, and autostart is off"):
+        PickleDB(location, autostart=False)
+    assert os.listdir(location.parent) == []
+
+
+def test_a_lock_held_by_who_does_not_serve_is_told_within_the_timeout(location):
+    with open(f"{location}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Unavailable, match="cannot reach"):
+            PickleDB(location, timeout=0.3)
+    os.unlink(f"{location}.lock")
+
+
+@pytest.mark.parametrize("told", ["", "{", '{"pid": 1, "endpoints": ["ipc:///no/such"]}', "[]"])
+def test_what_a_killed_owner_left_in_the_lock_file_does_not_mislead(location, told):
+    with open(f"{location}.lock", "w") as lock:
+        lock.write(told)
+    with contextlib.closing(PickleDB(location)) as db:
+        assert db.ping()
+
+
+def test_after_kill_9_the_next_request_starts_another(location):
+    with contextlib.closing(PickleDB(location)) as db:
+        db.set("saved", 1)
+        db.save()
+        pid = db.info()["pid"]
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(pid), "the daemon to die")
+        assert db.get("saved") == 1
+        assert db.set("new", 2)
+        assert db.info()["pid"] != pid
+
+
+def test_a_symbolic_link_leads_to_the_same_owner(location):
+    link = location.with_name("link.db")
+    link.symlink_to(location)
+    with contextlib.closing(PickleDB(location)) as db, contextlib.closing(PickleDB(link)) as other:
+        assert db.info()["pid"] == other.info()["pid"]
+        other.set("a", 1)
+        other.save()
+        assert other.location == str(link)
+    assert link.is_symlink()
+    assert json.loads(location.read_bytes()) == {"a": 1}
+
+
+def test_a_path_with_a_tilde_is_expanded_and_told_as_pickledb_does(location, monkeypatch):
+    monkeypatch.setenv("HOME", str(location.parent))
+    with contextlib.closing(PickleDB("~/my.db")) as db:
+        assert db.location == str(location)
+    monkeypatch.chdir(location.parent)
+    with contextlib.closing(PickleDB("my.db")) as db:
+        assert db.location == "my.db"
+
+
+def test_a_manually_started_daemon_is_found_by_path(location):
+    path = location.with_name("s.sock")
+    daemon = Daemon(location, "--bind", f"ipc://{path}")
+    with contextlib.closing(PickleDB(location)) as db:
+        assert db.info()["pid"] == daemon.pid
+    daemon.check_and_stop()
+
+
+# Without a path
+
+
+def test_the_environment_names_the_default(location, monkeypatch):
+    monkeypatch.setenv("PICKLEDBD_URL", str(location))
+    with contextlib.closing(PickleDB()) as db:
+        db.set("a", 1)
+        (endpoint,) = db.info()["endpoints"]
+    monkeypatch.setenv("PICKLEDBD_URL", endpoint)
+    with contextlib.closing(PickleDB()) as db:
+        assert db.get("a") == 1
+        assert db.location == str(location)
+
+
+def test_an_endpoint_where_nobody_listens_is_told_at_once(tmp_path):
+    for endpoint in (f"ipc://{tmp_path}/no.sock", "tcp://127.0.0.1:1"):
+        with pytest.raises(ConnectionError, match=rf"no daemon at {endpoint}.*pickledbd LOCATION"):
+            PickleDB(endpoint, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://x", "inproc://x", "tcp://127.0.0.1", "tcp://127.0.0.1:99999", "tcp://:1", "ipc://x"],
+)
+def test_an_endpoint_of_no_known_form_is_told(location):
+    with pytest.raises(Unavailable, match=r"ipc:///PATH or tcp://ADDRESS:PORT"):
+        PickleDB(location)
+
+
+def test_another_user_s_daemon_is_not_allowed(location):
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    daemon = Daemon(location)
+    os.chmod(daemon.location.parent, 0o755)
+    script = (
+        "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "from pickledbd_client import PickleDB\n"
+        "try: PickleDB(sys.argv[1])\n"
+        "except PermissionError as error: print(type(error).__name__, error)\n"
+    )
+    for target in (daemon.endpoint, location):
+        result = subprocess.run(
+            [sys.executable, "-c", script, str(target)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert result.stdout.startswith(NotAllowed.__name__), result
+    daemon.check_and_stop()
