@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from pickledbd_client import PickleDB
@@ -103,6 +104,27 @@ def owner_pid(location):
     with contextlib.suppress(OSError, ValueError):
         return json.loads(Path(f"{location}.lock").read_bytes()).get("pid")
     return None
+
+
+def in_fork(work):
+    """Run `work` in a forked child; True if it returned."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:  # noqa: BLE001 - whatever it was, the child ends here
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def store_pid(db, key):
+    """Store this process's pid under `key` and read it back: work for a process of a pool."""
+    db.set(key, os.getpid())
+    return db.get(key)
 
 
 def is_alive(pid):

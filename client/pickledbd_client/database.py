@@ -18,6 +18,8 @@ from pickledbd_protocol import Unavailable
 DEFAULT_ENDPOINT = "ipc:///run/pickledbd/default.sock"
 """Where the system service listens (systemd/README.md)."""
 
+PORT_MAX = 65535
+
 
 class PickleDB(MutableMapping[str, Any]):
     """A key-value store with pickleDB's methods, and a mapping, shared by threads and processes.
@@ -235,6 +237,7 @@ def _target(location: str) -> str | Path:
     scheme = re.match(r"([a-z]+)://", location)
     if scheme is None:
         return Path(os.path.realpath(os.path.expanduser(location)))  # noqa: PTH111 - as pickleDB does
-    if scheme[1] not in ("ipc", "tcp"):
+    port = re.fullmatch(r"tcp://(?:\[[^\]]+\]|[^:/]+):(\d{1,5})", location)
+    if not location.startswith("ipc:///") and not (port and int(port[1]) <= PORT_MAX):
         raise Unavailable(f"{location}: the location is a path, ipc:///PATH or tcp://ADDRESS:PORT")
     return location

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pickledbd_client import InvalidKey, InvalidValue, PickleDBError, Unavailable
+from support import wait_until
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 keys = st.sampled_from(["", "a", "b", "$binary", "\n", "\u00e9"]) | texts
@@ -182,6 +183,8 @@ def test_a_closed_one_says_so(db):
 
 def test_info_tells_about_the_daemon(daemon, db):
     db.set_many({"a": 1, "b": 2})
+    # a client looks whether anybody listens before it connects for good
+    wait_until(lambda: db.info()["clients"] == 1, "the first look to be over")
     told = db.info()
     assert told["pid"] == daemon.pid
     assert told["location"] == str(daemon.location)

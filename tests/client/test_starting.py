@@ -10,11 +10,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from pickledbd_client import NotAllowed, PickleDB, PickleDBError, Unavailable
-from support import PATIENCE, Daemon, is_alive, owner_pid, wait_until
+from support import PATIENCE, Daemon, in_fork, is_alive, owner_pid, wait_until
 
 OPEN = """
 import sys
@@ -212,24 +213,22 @@ def test_an_endpoint_of_no_known_form_is_told(location):
         PickleDB(location)
 
 
-def test_another_user_s_daemon_is_not_allowed(location):
+def test_another_user_s_daemon_is_not_allowed():
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
-    daemon = Daemon(location)
-    os.chmod(daemon.location.parent, 0o755)
-    script = (
-        "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "from pickledbd_client import PickleDB\n"
-        "try: PickleDB(sys.argv[1])\n"
-        "except PermissionError as error: print(type(error).__name__, error)\n"
-    )
-    for target in (daemon.endpoint, location):
-        result = subprocess.run(
-            [sys.executable, "-c", script, str(target)],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert result.stdout.startswith(NotAllowed.__name__), result
-    daemon.check_and_stop()
+
+    def as_nobody():
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        for target in (daemon.endpoint, daemon.location):
+            with pytest.raises(PermissionError, match="not allowed to connect") as caught:
+                PickleDB(target)
+            assert caught.type is NotAllowed
+
+    # not in pytest's directory, which others cannot enter
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        daemon = Daemon(os.path.join(directory, "my.db"))
+        assert in_fork(as_nobody)
+        daemon.check_and_stop()
