@@ -132,4 +132,7 @@ def is_alive(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return True
+    # one that has ended and that nobody has waited for yet is not alive
+    with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] != "Z"
+    return os.path.isdir("/proc/self") is False

@@ -41,6 +41,15 @@ Deadline = float | None
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 
+class NobodyThereError(Exception):
+    """No daemon could be connected to, for the reason `why`; `forbidden`: to this user."""
+
+    def __init__(self, why: str, *, forbidden: bool = False) -> None:
+        super().__init__(why)
+        self.why = why
+        self.forbidden = forbidden
+
+
 class ConnectionLostError(Exception):
     """The daemon went away. `sent`: the request may have reached it."""
 
@@ -54,24 +63,32 @@ def remaining(deadline: Deadline) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-def reach(endpoint: str, timeout: float | None) -> None:
-    """Raise the OSError that tells why `endpoint` cannot be reached, which ZeroMQ keeps quiet."""
+def _knock(endpoint: str, deadline: Deadline) -> None:
+    """Connect and hang up: NobodyThereError tells why it fails, which ZeroMQ keeps quiet."""
     scheme, _, address = endpoint.partition("://")
-    if scheme == "ipc":
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(timeout)
-            probe.connect(address)
-    else:
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    timeout = remaining(deadline)
+    try:
+        if scheme == "ipc":
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(timeout)
+                probe.connect(address)
+        else:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    except (TimeoutError, BlockingIOError):
+        raise RequestTimeout from None
+    except OSError as error:
+        raise NobodyThereError(
+            error.strerror or str(error), forbidden=isinstance(error, PermissionError)
+        ) from None
 
 
 class Channel:
     """A connected channel to `endpoint`, protocol agreed. `daemon` is what it told of itself."""
 
     def __init__(self, endpoint: str, deadline: Deadline) -> None:
-        """OSError if nobody listens, ConnectionLostError, RequestTimeout, ProtocolError."""
-        reach(endpoint, remaining(deadline))
+        """NobodyThereError, RequestTimeout or ProtocolError if there is no such channel."""
+        _knock(endpoint, deadline)
         self.endpoint = endpoint
         self._client = uuid.uuid4().hex
         self._ids = count(1)
@@ -92,6 +109,9 @@ class Channel:
                 raise reply.error
             self.daemon = reply.result
             self._limit = self.daemon["limits"]["request_bytes"]
+        except ConnectionLostError:
+            self.close()
+            raise NobodyThereError("it closed the connection") from None
         except BaseException:
             self.close()
             raise

@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from pickledbd_client.calls import Call, T
-from pickledbd_client.channel import Channel, ConnectionLostError, Deadline
+from pickledbd_client.channel import (
+    Channel,
+    ConnectionLostError,
+    Deadline,
+    NobodyThereError,
+)
 from pickledbd_client.owner import reach_owner
 from pickledbd_protocol import COMMANDS, NotAllowed, PickleDBError, RequestTimeout, Unavailable
 
@@ -101,7 +106,7 @@ class Link:
         if isinstance(self.target, Path):
             channel = reach_owner(
                 self.target,
-                _open,
+                Channel,
                 deadline=deadline,
                 autostart=self._autostart,
                 patient=patient,
@@ -115,16 +120,14 @@ class Link:
         """A channel to `endpoint`. A daemon that was there before and is gone is waited for."""
         while True:
             try:
-                return _open(endpoint, deadline)
-            except PermissionError as error:
-                raise NotAllowed(
-                    f"not allowed to connect to {endpoint}: {error.strerror}"
-                ) from None
-            except OSError as error:
+                return Channel(endpoint, deadline)
+            except NobodyThereError as error:
+                if error.forbidden:
+                    raise NotAllowed(f"not allowed to connect to {endpoint}: {error.why}") from None
                 late = deadline is not None and time.monotonic() > deadline
                 if not self.daemon or late:
                     raise Unavailable(
-                        f"no daemon at {endpoint}: {error.strerror}; "
+                        f"no daemon at {endpoint}: {error.why}; "
                         f"start one with: pickledbd LOCATION --bind {endpoint}"
                     ) from None
             time.sleep(_RETRY_SECONDS)
@@ -143,11 +146,3 @@ class Link:
                 outcome_known=False,
             )
         return RequestTimeout(message)
-
-
-def _open(endpoint: str, deadline: Deadline) -> Channel:
-    try:
-        return Channel(endpoint, deadline)
-    except ConnectionLostError:
-        # It listened, and ended before it answered: as if nobody listened.
-        raise ConnectionRefusedError(None, "it closed the connection") from None

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from pickledbd_client.channel import Deadline
+from pickledbd_client.channel import Deadline, NobodyThereError
 from pickledbd_protocol import NotAllowed, Unavailable
 
 T = TypeVar("T")
@@ -55,9 +55,9 @@ def reach_owner(
 ) -> T:
     """`connect(endpoint, deadline)` for the endpoint of the daemon that owns `path`.
 
-    `connect` raises OSError where nobody listens. `patient`: a daemon that is loading its file is
-    waited for beyond the deadline, as long as it gets on. Unavailable or NotAllowed if nobody
-    can be reached.
+    `connect` raises NobodyThereError where nobody listens. `patient`: a daemon that is loading
+    its file is waited for beyond the deadline, as long as it gets on. Unavailable or NotAllowed
+    if nobody can be reached.
     """
     started: _Started | None = None
     seen: dict[str, Any] = {}
@@ -70,13 +70,13 @@ def reach_owner(
         for endpoint in told.get("endpoints", ()):
             try:
                 return connect(endpoint, deadline)
-            except PermissionError as error:
-                raise NotAllowed(
-                    f"not allowed to connect to {endpoint}, where pid {told.get('pid')} serves "
-                    f"{path}: {error.strerror}; ask its user for an endpoint that you may use"
-                ) from None
-            except OSError as error:
-                problem = f"pid {told.get('pid')} does not answer at {endpoint}: {error.strerror}"
+            except NobodyThereError as error:
+                if error.forbidden:
+                    raise NotAllowed(
+                        f"not allowed to connect to {endpoint}, where pid {told.get('pid')} "
+                        f"serves {path}: ask its user for an endpoint that you may use"
+                    ) from None
+                problem = f"pid {told.get('pid')} does not answer at {endpoint}: {error.why}"
         if started:
             started.check()
         elif autostart:

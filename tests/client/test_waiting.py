@@ -1,0 +1,190 @@
+"""Waiting: deadlines are kept, Ctrl+C ends it, and the error says what is known."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from pickledbd_client import PickleDB, RequestTimeout, Unavailable
+from support import PATIENCE, Daemon, wait_until
+
+
+@contextlib.contextmanager
+def stopped(pid):
+    """SIGSTOP for a while: a daemon that is there and says nothing."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_read_without_an_answer_times_out_and_changed_nothing(daemon):
+    with contextlib.closing(daemon.client(timeout=0.2)) as db:
+        with (
+            stopped(daemon.pid),
+            pytest.raises(TimeoutError, match=r"did not answer a get") as caught,
+        ):
+            db.get("a")
+        assert caught.value.outcome_known
+        assert db.get("a") is None
+
+
+def test_a_write_without_an_answer_says_that_its_outcome_is_unknown(daemon):
+    with contextlib.closing(daemon.client(timeout=0.2)) as db:
+        with stopped(daemon.pid), pytest.raises(RequestTimeout, match="may or may not") as caught:
+            db.set("a", 1)
+        assert not caught.value.outcome_known
+        # here it was applied, once the daemon went on
+        wait_until(lambda: db.get("a") == 1, "the write to be applied")
+
+
+def test_nothing_is_asked_of_a_daemon_that_does_not_even_greet(daemon):
+    with stopped(daemon.pid):
+        with pytest.raises(Unavailable, match="nothing was asked") as caught:
+            PickleDB(daemon.endpoint, timeout=0.2)
+        assert caught.value.outcome_known
+
+
+def test_a_late_reply_meets_nobody(daemon):
+    with contextlib.closing(daemon.client()) as setter:
+        setter.set_many({"a": "A", "b": "B"})
+    with contextlib.closing(daemon.client(timeout=0.2)) as db:
+        with stopped(daemon.pid), pytest.raises(TimeoutError):
+            db.get("a")
+        for _ in range(20):
+            assert db.get("b") == "B"
+
+
+def test_the_deadline_is_kept_however_many_signals_come(daemon):
+    before = signal.signal(signal.SIGALRM, lambda _number, _frame: None)
+    with contextlib.closing(daemon.client(timeout=0.5)) as db:
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        try:
+            with stopped(daemon.pid), pytest.raises(TimeoutError):
+                db.get("a")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def test_without_a_timeout_it_waits(daemon):
+    with contextlib.closing(daemon.client(timeout=None)) as db:
+        os.kill(daemon.pid, signal.SIGSTOP)
+        timer = threading.Timer(0.5, os.kill, (daemon.pid, signal.SIGCONT))
+        timer.start()
+        assert db.set("a", 1)
+        timer.join()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
+def test_a_timeout_that_is_none_is_refused(location, timeout):
+    with pytest.raises(ValueError, match="timeout"):
+        PickleDB(location, timeout=timeout)
+
+
+WAIT = """
+import sys
+from pickledbd_client import PickleDB
+db = PickleDB(sys.argv[1], timeout=None)
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    print("asking", flush=True)
+    db.set("a", 1)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    sys.stdin.readline()
+    print(db.get("b"), flush=True)
+"""
+
+
+def test_ctrl_c_ends_a_wait_and_the_object_is_of_use_after_it(daemon, db):
+    db.set("b", 2)
+    client = subprocess.Popen(
+        [sys.executable, "-c", WAIT, str(daemon.location)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert client.stdout.readline() == "ready\n"
+    with stopped(daemon.pid):
+        client.stdin.write("go\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == "asking\n"
+        # in the poll that waits for the reply, or on its way there: both have to end
+        client.send_signal(signal.SIGINT)
+        assert client.stdout.readline() == "interrupted\n"
+    out, _ = client.communicate("go\n", timeout=PATIENCE)
+    assert (client.returncode, out) == (0, "2\n")
+
+
+OPEN = """
+import sys
+from pickledbd_client import PickleDB
+print("asking", flush=True)
+PickleDB(sys.argv[1])
+"""
+
+
+def test_ctrl_c_ends_the_wait_for_a_daemon_that_is_loading(location):
+    with open(f"{location}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write('{"pid": 1, "state": "loading", "bytes": 5}')
+        lock.flush()
+        client = subprocess.Popen(
+            [sys.executable, "-c", OPEN, str(location)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert client.stdout.readline() == "asking\n"
+        client.send_signal(signal.SIGINT)
+        _, err = client.communicate(timeout=PATIENCE)
+    assert "KeyboardInterrupt" in err
+    os.unlink(f"{location}.lock")
+
+
+def test_a_daemon_that_is_killed_during_a_write_leaves_its_outcome_unknown(location):
+    daemon = Daemon(location)
+    db = daemon.client()
+    os.kill(daemon.pid, signal.SIGSTOP)
+    timer = threading.Timer(0.2, daemon.process.kill)
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(ConnectionError, match="may or may not have been applied") as caught:
+        db.set("a", 1)
+    assert not caught.value.outcome_known
+    assert time.monotonic() - started < PATIENCE / 2  # at once, not at the deadline
+    timer.join()
+    daemon.end()
+    with pytest.raises(Unavailable, match=r"nobody serves it|does not answer") as caught:
+        db.get("a")
+    assert caught.value.outcome_known
+    os.unlink(f"{location}.lock")
+
+
+def test_a_read_rides_through_a_restart(location):
+    endpoint = f"ipc://{location.parent}/s.sock"
+    first = Daemon(location, "--bind", endpoint)
+    with contextlib.closing(PickleDB(endpoint, timeout=PATIENCE)) as db:
+        db.set("a", 1)
+        first.stop()
+        starter = threading.Timer(0.3, lambda: started.append(Daemon(location, "--bind", endpoint)))
+        started = []
+        starter.start()
+        assert db.get("a") == 1
+        starter.join()
+        # nothing had been sent when the connection was found lost, so a write rides through too
+        started[0].stop()
+        second = Daemon(location, "--bind", endpoint)
+        assert db.set("b", 2)
+    second.check_and_stop()
