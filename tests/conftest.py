@@ -29,19 +29,25 @@ def location(tmp_path):
         wait_until(lambda: not is_alive(pid), f"the daemon {pid} to end")
 
 
+@pytest.fixture(autouse=True)
+def _no_daemon_is_left():
+    """However the test ended, none of its daemons runs on."""
+    yield
+    while Daemon.running:
+        left = Daemon.running.pop()
+        if left.process.poll() is None:
+            left.kill()
+        left.process.stdout.close()
+        left.process.stderr.close()
+
+
 @pytest.fixture
 def daemon(location):
     """A daemon, whose file is compared with what it held when the test is over."""
     running = Daemon(location)
-    try:
-        yield running
-        if running.process.poll() is None:
-            running.check_and_stop()
-    finally:
-        if running.process.poll() is None:
-            running.kill()
-        running.process.stdout.close()
-        running.process.stderr.close()
+    yield running
+    if running.process.poll() is None:
+        running.check_and_stop()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import ClassVar
 
 from pickledbd_client import PickleDB
 
@@ -31,6 +32,8 @@ def wait_until(condition, what, patience=PATIENCE):
 class Daemon:
     """A `pickledbd` process of a test's own, serving once it is made."""
 
+    running: ClassVar[list[Daemon]] = []  # ended by a fixture where a test has failed
+
     def __init__(self, location, *options, wait=True, **popen):
         self.location = Path(location)
         self.process = subprocess.Popen(
@@ -40,6 +43,7 @@ class Daemon:
             text=True,
             **popen,
         )
+        self.running.append(self)
         self.ready = ""
         if wait:
             self.wait_ready()
@@ -133,6 +137,8 @@ def is_alive(pid):
     except ProcessLookupError:
         return False
     # one that has ended and that nobody has waited for yet is not alive
-    with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0] != "Z"
-    return os.path.isdir("/proc/self") is False
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return not Path("/proc/self").exists()
+    return stat.rpartition(")")[2].split()[0] != "Z"

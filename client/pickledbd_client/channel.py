@@ -35,6 +35,8 @@ from pickledbd_protocol import (
 MAX_SOCKETS = 16_384
 """Threads of one process that may talk at the same time."""
 
+_FIRST_PATIENCE = 0.2  # seconds for a connection and its handshake, before another is tried
+
 Deadline = float | None
 """A time.monotonic() at which to give up; None for never."""
 
@@ -88,22 +90,12 @@ class Channel:
 
     def __init__(self, endpoint: str, deadline: Deadline) -> None:
         """NobodyThereError, RequestTimeout or ProtocolError if there is no such channel."""
-        _knock(endpoint, deadline)
         self.endpoint = endpoint
         self._client = uuid.uuid4().hex
         self._ids = count(1)
         self._limit: int | None = None
-        self._socket = _context().socket(zmq.DEALER)
+        self._connect(deadline)
         try:
-            self._socket.linger = 0
-            self._socket.immediate = True
-            self._socket.reconnect_ivl = -1
-            self._socket.sndhwm = self._socket.rcvhwm = 0
-            self._socket.connect(endpoint)
-            self._poller = select.poll()
-            self._poller.register(self._socket, select.POLLIN)
-            while not self._events() & zmq.POLLOUT:
-                self._wait(deadline)
             reply = self.exchange(hello([PROTOCOL_VERSION]), deadline)
             if reply.error is not None:
                 raise reply.error
@@ -115,6 +107,38 @@ class Channel:
         except BaseException:
             self.close()
             raise
+
+    def _connect(self, deadline: Deadline) -> None:
+        """Have a connected socket.
+
+        Without reconnection a connect that fails is never tried again, and nothing is told of
+        it. So it is begun anew, each time with more patience, until it succeeds or nobody is
+        there any more.
+        """
+        patience = _FIRST_PATIENCE
+        while True:
+            _knock(self.endpoint, deadline)
+            self._socket = _context().socket(zmq.DEALER)
+            try:
+                self._socket.linger = 0
+                self._socket.immediate = True
+                self._socket.reconnect_ivl = -1
+                self._socket.sndhwm = self._socket.rcvhwm = 0
+                self._socket.connect(self.endpoint)
+                self._poller = select.poll()
+                self._poller.register(self._socket, select.POLLIN)
+                attempt = time.monotonic() + patience
+                if deadline is not None:
+                    attempt = min(attempt, deadline)
+                while not self._events() & zmq.POLLOUT:
+                    self._wait(attempt)
+            except BaseException as error:
+                self.close()
+                if not isinstance(error, RequestTimeout) or attempt == deadline:
+                    raise
+            else:
+                return
+            patience *= 2
 
     def close(self) -> None:
         """Drop the connection, and what was not sent yet."""

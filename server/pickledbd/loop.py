@@ -92,10 +92,8 @@ class Loop:
         self._router.backlog = socket.SOMAXCONN
         self._router.tcp_keepalive = 1
         self._router.linger = CLOSING_MS
-        self._router.monitor(
-            "inproc://connections",
-            zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
-        )
+        # Their values are descriptors; DISCONNECTED also follows a handshake that failed.
+        self._router.monitor("inproc://connections", zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         # Unbounded, since libzmq's I/O thread waits when the monitor's queue is full
         self._monitor = self._context.socket(zmq.PAIR)
         self._monitor.rcvhwm = 0
@@ -156,6 +154,7 @@ class Loop:
     def _turn(self) -> bool:
         """Take what has arrived, apply it, answer it. False if there was nothing."""
         router, receive, send = self._router, self._engine.receive, self._send
+        self._count_connections()
         count = 0
         while count < MESSAGES_A_TURN and _readable(router):
             peer, *frames = router.recv_multipart(zmq.NOBLOCK)
@@ -163,6 +162,9 @@ class Loop:
             count += 1
         for peer, message in self._engine.finish_turn():
             send(peer, [message])
+        return count > 0
+
+    def _count_connections(self) -> None:
         while _readable(self._monitor):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
             if event["event"] == zmq.EVENT_ACCEPTED:
@@ -170,7 +172,6 @@ class Loop:
             else:
                 self._connections.discard(event["value"])
             self._status.clients = len(self._connections)
-        return count > 0
 
     def _send(self, peer: bytes, messages: Iterable[bytes]) -> None:
         try:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -170,6 +171,25 @@ def test_a_daemon_that_is_killed_during_a_write_leaves_its_outcome_unknown(locat
         db.get("a")
     assert caught.value.outcome_known
     os.unlink(f"{location}.lock")
+
+
+def test_a_daemon_that_dies_just_as_it_is_connected_to_is_noticed_at_once(tmp_path):
+    path = tmp_path / "s.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def die():
+            listener.accept()[0].close()
+            listener.close()
+
+        thread = threading.Thread(target=die)
+        thread.start()
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="no daemon at"):
+            PickleDB(f"ipc://{path}", timeout=PATIENCE)
+        assert time.monotonic() - started < PATIENCE / 2
+        thread.join()
 
 
 def test_a_read_rides_through_a_restart(location):

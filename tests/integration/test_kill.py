@@ -9,9 +9,9 @@ import random
 import threading
 
 import pytest
-from support import Daemon, wait_until
 
 from pickledbd_client import Unavailable
+from support import Daemon, wait_until
 
 PADDING = "x" * 2000  # makes a save long enough to be hit in each of its steps
 

@@ -275,6 +275,21 @@ def test_a_client_that_was_killed_does_not_keep_it_alive(location):
     assert json.loads(location.read_bytes()) == {"a": 1}
 
 
+def test_peers_whose_handshake_fails_are_not_taken_for_clients_that_leave(location):
+    daemon = Daemon(location, "--idle-exit", "0.3")
+    clients = [daemon.client() for _ in range(60)]  # descriptors up to all errno values there are
+    path = daemon.endpoint.removeprefix("ipc://")
+    for said in (b"GET / HTTP/1.0\r\n\r\n", b"", b"\xff" * 64) * 5:
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(path)
+            peer.sendall(said)
+    wait_until(lambda: clients[0].info()["clients"] == 60, "the peers to be gone")
+    for client in clients:
+        assert client.ping()
+        client.close()
+    assert daemon.end()[0] == 0
+
+
 def test_peers_that_never_speak_zeromq_do_not_keep_it_alive(location):
     daemon = Daemon(location, "--idle-exit", "0.5")
     path = daemon.endpoint.removeprefix("ipc://")
