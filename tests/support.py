@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -104,9 +105,12 @@ def written(path):
 
 
 def owner_pid(location):
-    """The pid in the lock file of `location`, or None."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(Path(f"{location}.lock").read_bytes()).get("pid")
+    """The pid in the lock file of `location`, or None if nobody holds its lock."""
+    with contextlib.suppress(OSError, ValueError), open(f"{location}.lock", "rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return json.load(lock).get("pid")
     return None
 
 

@@ -61,7 +61,7 @@ def popitem(store: Store, _args: Args) -> bytes:
 
 
 def get_many(store: Store, args: Args) -> bytes:
-    values = ((key, store.get(key)) for key in args["keys"])
+    values = ((key, store.get(key)) for key in dict.fromkeys(args["keys"]))
     return b'{"items":{%s}}' % b",".join(
         b"%s:%s" % (orjson.dumps(key), value) for key, value in values if value is not None
     )

@@ -84,6 +84,8 @@ class Loop:
         self._signals = signals
         self._idle_exit = idle_exit
         self._connections: set[int] = set()
+        self._replies_lost = 0
+        self._tell_lost_at = 0.0
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.router_mandatory = True
@@ -180,10 +182,18 @@ class Loop:
                     (peer, message), zmq.NOBLOCK, copy=len(message) < _LARGE
                 )
         except zmq.Again:
-            log.warning("a client that does not read its replies lost one")
+            self._count_lost_reply()
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:  # the client has gone
                 raise
+
+    def _count_lost_reply(self) -> None:
+        # One line for many: whoever reads the log must not be able to hold the loop up.
+        self._replies_lost += 1
+        now = time.monotonic()
+        if now >= self._tell_lost_at:
+            log.warning("%d replies lost by clients that do not read them", self._replies_lost)
+            self._tell_lost_at = now + UPKEEP_SECONDS
 
     def _upkeep(self) -> None:
         """Put back what somebody removed: the lock files, and the sockets new clients need."""

@@ -65,7 +65,8 @@ class DataFile:
             return {}
         except UnicodeDecodeError as error:
             raise Unreadable(
-                f"{self.path} is not UTF-8: {error.reason} at byte {error.start}; it was not touched"
+                f"{self.path} is not UTF-8: {error.reason} at byte {error.start}; "
+                "it was not touched"
             ) from None
         except orjson.JSONDecodeError as error:
             raise Unreadable(f"{self.path} is not JSON: {error}; it was not touched") from None

@@ -127,6 +127,15 @@ def test_large_answers_come_in_parts_of_one_moment(wired, monkeypatch):
     assert keys == list(items)
 
 
+def test_a_key_that_is_asked_for_twice_is_answered_once(wired):
+    wired.ask("set", key="a", value=1)
+    assert list(
+        wired.engine.receive(
+            b"p", [b'{"id":1,"client":"c","op":"get_many","args":{"keys":["a","b","a"]}}']
+        )
+    ) == [b'{"id":1,"result":{"items":{"a":1}}}']
+
+
 def test_order_is_that_of_insertion(wired):
     for key in "bca":
         wired.ask("set", key=key, value=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 
 import pytest
@@ -122,6 +123,22 @@ def test_a_request_over_the_limit_ends_that_connection_only(daemon, db):
         dealer.disable_monitor()
         monitor.close()
     assert db.get("a") == 1
+
+
+def test_a_peer_with_20_000_unread_replies_cannot_hold_the_daemon_up_with_its_log(daemon, db):
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        dealer.linger = 0
+        dealer.sndhwm = 0
+        dealer.rcvhwm = 1
+        dealer.connect(daemon.endpoint)
+        for number in range(20_000):
+            dealer.send(b'{"id":%d,"client":"c","op":"ping"}' % number)
+        # the daemon's stderr is a pipe that nobody reads: it must not be filled
+        for _ in range(1000):
+            assert db.ping()
+    daemon.process.send_signal(signal.SIGTERM)
+    _, err = daemon.end()
+    assert len(err) < 2000
 
 
 @pytest.mark.usefixtures("content")
