@@ -20,7 +20,7 @@ MISSING: Any = object()
 """A default that raises KeyError instead."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call(Generic[T]):
     """One request, before it has an id, and the reading of its reply."""
 

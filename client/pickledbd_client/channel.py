@@ -16,7 +16,7 @@ import socket
 import time
 import uuid
 from itertools import count
-from typing import Any, cast
+from typing import Any
 
 import zmq
 
@@ -39,6 +39,14 @@ _FIRST_PATIENCE = 0.2  # seconds for a connection and its handshake, before anot
 
 Deadline = float | None
 """A time.monotonic() at which to give up; None for never."""
+
+SPIN_SECONDS = 0.0002
+"""How long a thread looks for its reply before it sleeps, at most."""
+
+_MISSED_MAX = 10  # after a busy time, one request of 1,024 looks whether it is over
+_yield = getattr(os, "sched_yield", lambda: None)
+_waiting: list[None] = []  # one for each thread that waits for a reply: both ends are atomic
+os.register_at_fork(after_in_child=_waiting.clear)
 
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
@@ -93,6 +101,7 @@ class Channel:
         self.endpoint = endpoint
         self._client = uuid.uuid4().hex
         self._ids = count(1)
+        self._missed = self._skip = 0  # spins that were in vain, and requests that leave it out
         self._limit: int | None = None
         self._connect(deadline)
         try:
@@ -169,14 +178,20 @@ class Channel:
             self._socket.send(body, zmq.NOBLOCK)
         except zmq.Again:
             raise ConnectionLostError(sent=False) from None
-        return self._receive(request_id, deadline)
+        _waiting.append(None)
+        try:
+            self._spin()
+            return self._receive(request_id, deadline)
+        finally:
+            _waiting.pop()
 
     def _receive(self, request_id: int, deadline: Deadline) -> Reply:
         parts: list[Reply] = []
         while True:
             events = self._events()
             if events & zmq.POLLIN:
-                reply = decode_reply(self._socket.recv_multipart(zmq.NOBLOCK))
+                # One frame; a further one would be taken for the next reply, and be refused
+                reply = decode_reply(self._socket.recv(zmq.NOBLOCK))
                 if reply.id != request_id:
                     raise ProtocolError(
                         f"the daemon at {self.endpoint} answered request {reply.id} when asked "
@@ -191,7 +206,26 @@ class Channel:
                 self._wait(deadline)
 
     def _events(self) -> int:
-        return cast(int, self._socket.get(zmq.EVENTS))
+        return self._socket.get(zmq.EVENTS)  # type: ignore[return-value] # EVENTS is an int
+
+    def _spin(self) -> None:
+        """Look for the reply for a moment before sleeping: to be woken costs more than to ask.
+
+        Only while nobody else wants the processor: the thread yields it at each look, does not
+        look while other threads of its process wait for replies too, and after a look that was
+        in vain leaves the next ones out, each time twice as many.
+        """
+        if self._skip > 0:
+            self._skip -= 1
+            return
+        give_up = time.monotonic() + SPIN_SECONDS
+        while len(_waiting) == 1 and time.monotonic() < give_up:
+            if self._events() & zmq.POLLIN:
+                self._missed = 0
+                return
+            _yield()
+        self._missed = min(self._missed + 1, _MISSED_MAX)
+        self._skip = 2**self._missed
 
     def _wait(self, deadline: Deadline) -> None:
         """Wait for something to happen on the socket. RequestTimeout at the deadline.

@@ -3,21 +3,17 @@
 The only room that touches ZeroMQ. One turn takes what has arrived, hands it to the engine and
 sends the replies; nothing else runs, so every operation is atomic. Nobody is waited for: a
 reply that a client cannot take at once is lost, and only that client's.
-
-ZeroMQ descriptors are edge-triggered: each poll is preceded by a look at the sockets' events.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import socket
 import time
 from collections.abc import Iterable
 from types import FrameType
-from typing import cast
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -41,11 +37,12 @@ UPKEEP_SECONDS = 5.0
 CLOSING_MS = 1000
 """How long the last replies may take to leave when the daemon stops."""
 
+_NOBLOCK_MORE = zmq.NOBLOCK | zmq.SNDMORE
 _LARGE = 2**16  # libzmq copies what is smaller anyway
 
 
 class Signals:
-    """SIGTERM and SIGINT as a readable descriptor and a flag, from construction on."""
+    """SIGTERM, SIGINT and SIGHUP (a closed terminal) as a readable descriptor and a flag."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -54,7 +51,7 @@ class Signals:
         writer.setblocking(False)
         self._writer = writer
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -100,9 +97,8 @@ class Loop:
         self._monitor = self._context.socket(zmq.PAIR)
         self._monitor.rcvhwm = 0
         self._monitor.connect("inproc://connections")
-        self._poller = select.poll()
-        for source in (self._router, self._monitor, signals):
-            self._poller.register(source, select.POLLIN)
+        sources = (self._router, self._monitor, signals.fileno())
+        self._sources = [(source, zmq.POLLIN) for source in sources]
 
     def bind(self) -> list[str]:
         """Listen at every claimed endpoint and return them as clients reach them."""
@@ -125,9 +121,8 @@ class Loop:
 
     def run(self) -> str:
         """Serve; return why it ended. The store may then hold unsaved changes."""
-        quiet_since = next_upkeep = time.monotonic()
+        started = now = quiet_since = next_upkeep = time.monotonic()
         while not self._signals.received:
-            now = time.monotonic()
             if now >= next_upkeep:
                 self._upkeep()
                 next_upkeep = now + UPKEEP_SECONDS
@@ -136,14 +131,16 @@ class Loop:
                 if now - quiet_since >= self._idle_exit:
                     return f"no client for {self._idle_exit:g} s"
                 wake = min(wake, quiet_since + self._idle_exit)
-            if not (_readable(self._router) or _readable(self._monitor)):
-                # rounded up, so that a deadline has passed when the poll for it ends
-                self._poller.poll(max(0.0, wake - now) * 1000 + 1)
+            # rounded up, so that a deadline has passed when the poll for it ends
+            ready = zmq.zmq_poll(self._sources, int(max(0.0, wake - now) * 1000) + 1)
             started = time.monotonic()
-            if self._turn() or self._connections:
-                quiet_since = time.monotonic()
-            slice_ms = (time.monotonic() - started) * 1000
-            self._status.longest_slice_ms = max(self._status.longest_slice_ms, slice_ms)
+            busy = bool(ready) and self._turn()
+            now = time.monotonic()
+            if busy or self._connections:
+                quiet_since = now
+            self._status.longest_slice_ms = max(
+                self._status.longest_slice_ms, (now - started) * 1000
+            )
         return self._signals.received.name
 
     def close(self) -> None:
@@ -159,7 +156,12 @@ class Loop:
         self._count_connections()
         count = 0
         while count < MESSAGES_A_TURN and _readable(router):
-            peer, *frames = router.recv_multipart(zmq.NOBLOCK)
+            peer = router.recv(zmq.NOBLOCK)
+            frame = router.recv(zmq.NOBLOCK, copy=False)
+            frames = [frame.bytes]
+            while frame.more:
+                frame = router.recv(zmq.NOBLOCK, copy=False)
+                frames.append(frame.bytes)
             send(peer, receive(peer, frames))
             count += 1
         for peer, message in self._engine.finish_turn():
@@ -178,9 +180,8 @@ class Loop:
     def _send(self, peer: bytes, messages: Iterable[bytes]) -> None:
         try:
             for message in messages:
-                self._router.send_multipart(
-                    (peer, message), zmq.NOBLOCK, copy=len(message) < _LARGE
-                )
+                self._router.send(peer, _NOBLOCK_MORE)
+                self._router.send(message, zmq.NOBLOCK, copy=len(message) < _LARGE)
         except zmq.Again:
             self._count_lost_reply()
         except zmq.ZMQError as error:
@@ -215,4 +216,4 @@ class Loop:
 
 
 def _readable(source: zmq.Socket[bytes]) -> bool:
-    return bool(cast(int, source.get(zmq.EVENTS)) & zmq.POLLIN)
+    return source.get(zmq.EVENTS) & zmq.POLLIN != 0  # type: ignore[operator,arg-type] # EVENTS is an int

@@ -30,7 +30,7 @@ def run(*args, **options):
     return ended.returncode, ended.stdout, ended.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_ends_it_with_status_0(location, number):
     daemon = Daemon(location)
     with contextlib.closing(daemon.client()) as db:
