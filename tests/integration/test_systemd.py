@@ -347,6 +347,7 @@ def test_what_was_saved_survives_a_restart(machine):
 
 @needs_root
 def test_a_stop_saves(machine):
+    machine.ctl("save")
     machine.ctl("set", "unsaved", "until the stop")
     assert "unsaved" not in machine.data()
     machine.run("systemctl stop pickledbd")
