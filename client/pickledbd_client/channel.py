@@ -48,6 +48,8 @@ _yield = getattr(os, "sched_yield", lambda: None)
 _waiting: list[None] = []  # one for each thread that waits for a reply: both ends are atomic
 os.register_at_fork(after_in_child=_waiting.clear)
 
+_ENVELOPE = 160  # bytes that a request is larger than its arguments, at most
+
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 
@@ -165,15 +167,16 @@ class Channel:
         After any exception (RequestTimeout, ConnectionLostError, TooLarge, ProtocolError,
         KeyboardInterrupt) the channel has to be closed.
         """
+        if self._limit is not None and len(call.args) + _ENVELOPE > self._limit:
+            raise TooLarge(
+                f"a {call.op} of {len(call.args):,} bytes is over the {self._limit:,} that the "
+                "daemon accepts in one request; send less at once, or start it with a larger "
+                "--max-request"
+            )
         request_id = next(self._ids)
         left = remaining(deadline)
         budget_ms = 2**31 if left is None else int(left * 1000)
         body = encode_request(call.op, request_id, self._client, budget_ms, call.args)
-        if self._limit is not None and len(body) > self._limit:
-            raise TooLarge(
-                f"a {call.op} of {len(body):,} bytes is over the {self._limit:,} that the daemon "
-                "accepts in one request; send less at once, or start it with a larger --max-request"
-            )
         try:
             self._socket.send(body, zmq.NOBLOCK)
         except zmq.Again:

@@ -23,10 +23,14 @@ from typing import Any, NoReturn
 
 import orjson
 
-from pickledbd_protocol.errors import InvalidKey, InvalidValue
+from pickledbd_protocol.errors import InvalidKey, InvalidValue, TooLarge
 
 MAX_DEPTH = 200
 """How many arrays and objects may stand inside each other in a value."""
+
+TEXT_MAX = 2**29
+"""The longest str or bytes that is encoded. orjson 3.13 crashes the process at one that takes
+2 GiB as UTF-8, and a character takes up to four bytes."""
 
 INT_MIN, INT_MAX = -(2**63), 2**64 - 1
 """What orjson writes as an integer."""
@@ -73,6 +77,10 @@ def encode_key(key: str) -> bytes:
 
 def encode_value(key: str, value: Any) -> bytes:
     """`value` as JSON text, bytes as `$binary`. InvalidValue names `key` and the reason."""
+    if type(value) in (str, bytes) and len(value) > TEXT_MAX:
+        raise TooLarge(
+            f"cannot store key {shown(key)}: {len(value):,} characters are over {TEXT_MAX:,}"
+        )
     if type(value) is bytes:
         return orjson.dumps(_binary(value))
     try:
@@ -87,11 +95,12 @@ def encode_value(key: str, value: Any) -> bytes:
 def encode_items(items: Mapping[str, Any]) -> bytes:
     """`items` as the text of one JSON object; errors name the key at fault."""
     try:
-        text = orjson.dumps(items, default=_binary)
-        if b"null" in text:
-            _refuse_nan(items)
-        if _BINARY not in text:
-            return text
+        if not any(type(value) is str and len(value) > TEXT_MAX for value in items.values()):
+            text = orjson.dumps(items, default=_binary)
+            if b"null" in text:
+                _refuse_nan(items)
+            if _BINARY not in text:
+                return text
     except (TypeError, ValueError):
         pass  # the loop below finds the key and says what is wrong with it
     return orjson.dumps(
@@ -129,6 +138,8 @@ def may_hold_binary(text: bytes) -> bool:
 def _binary(value: Any) -> dict[str, Any]:
     if not isinstance(value, bytes):
         _not_json(value)
+    if len(value) > TEXT_MAX:
+        raise TypeError(f"{len(value):,} bytes in it are over {TEXT_MAX:,}")
     return {"$binary": {"base64": b64encode(value).decode(), "subType": "00"}}
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pickledbd_client import InvalidKey, InvalidValue, PickleDBError, Unavailable
+from pickledbd_client import InvalidKey, InvalidValue, PickleDBError, TooLarge, Unavailable
 from support import wait_until
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
@@ -161,6 +161,16 @@ def test_too_deep_is_refused_by_the_daemon_too(db):
     assert db.set("good", deep[0])
     assert db.get("good") == deep[0]
     assert db.all() == ["good"]
+
+
+@pytest.mark.parametrize("mib", [257, pytest.param(2048, marks=pytest.mark.long)])
+def test_a_value_over_the_limit_is_refused_and_changes_nothing(db, mib):
+    db.set("a", 1)
+    for large in ("x" * (mib * 2**20), b"x" * (mib * 2**20)):
+        for call in (lambda: db.set("large", large), lambda: db.set_many({"large": large})):  # noqa: B023 - called at once
+            with pytest.raises(TooLarge, match=r"268,435,456|536,870,912"):
+                call()
+    assert db.db == {"a": 1}
 
 
 def test_with_saves_unless_there_was_an_exception(daemon, location):

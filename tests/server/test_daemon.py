@@ -219,7 +219,15 @@ def test_a_missing_directory_and_an_endpoint_as_location_are_refused(location):
 
 
 @pytest.mark.parametrize(
-    "args", [[], ["a", "b"], ["a", "--idle-exit", "soon"], ["a", "--max-request", "0"], ["--x"]]
+    "args",
+    [
+        [],
+        ["a", "b"],
+        ["a", "--idle-exit", "soon"],
+        ["a", "--max-request", "0"],
+        ["a", "--max-request", "1025"],
+        ["--x"],
+    ],
 )
 def test_wrong_usage_is_status_2(args):
     status, _, err = run(*args)
