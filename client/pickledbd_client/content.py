@@ -7,16 +7,13 @@ would notice that: it raises, and says to set the changed value.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping, ValuesView
-from typing import TYPE_CHECKING, Any, NoReturn, Self, SupportsIndex
+from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, ValuesView
+from typing import Any, NoReturn, Self, SupportsIndex
 
 import orjson
 
 from pickledbd_client.calls import MISSING
 from pickledbd_protocol import InvalidValue, encode_value, restore
-
-if TYPE_CHECKING:
-    from pickledbd_client.database import PickleDB
 
 
 def read_only(value: Any) -> Any:
@@ -101,14 +98,14 @@ class ReadOnlyList(list[Any]):
 class Content(_Reading):
     """The content at one moment. A key set or deleted in it is set or deleted in the daemon."""
 
-    def __init__(self, content: dict[str, Any], database: PickleDB) -> None:
+    def __init__(self, content: dict[str, Any], database: MutableMapping[str, Any]) -> None:
         super().__init__(content)
         self._database = database
 
     # Each change goes to the daemon first: when that raises, nothing has changed here.
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._database.set(key, value)
+        self._database[key] = value
         super().__setitem__(str(key), _as_stored(value))
 
     def __delitem__(self, key: Any) -> None:
@@ -132,11 +129,11 @@ class Content(_Reading):
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         items = dict(*args, **kwargs)
-        self._database.set_many(items)
+        self._database.update(items)
         super().update({str(key): _as_stored(value) for key, value in items.items()})
 
     def clear(self) -> None:
-        self._database.purge()
+        self._database.clear()
         super().clear()
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc] # takes what update takes
