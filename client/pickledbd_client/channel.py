@@ -48,6 +48,8 @@ _yield = getattr(os, "sched_yield", lambda: None)
 _waiting: list[None] = []  # one for each thread that waits for a reply: both ends are atomic
 os.register_at_fork(after_in_child=_waiting.clear)
 
+_POLL_MAX = 86_400.0  # seconds; a poll cannot wait for more than some weeks
+
 _ENVELOPE = 160  # bytes that a request is larger than its arguments, at most
 
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
@@ -129,12 +131,16 @@ class Channel:
         patience = _FIRST_PATIENCE
         while True:
             _knock(self.endpoint, deadline)
-            self._socket = _context().socket(zmq.DEALER)
+            try:
+                self._socket = _context().socket(zmq.DEALER)
+            except zmq.ZMQError as error:
+                raise NobodyThereError(f"{error.strerror} in this process") from None
             try:
                 self._socket.linger = 0
                 self._socket.immediate = True
                 self._socket.reconnect_ivl = -1
                 self._socket.sndhwm = self._socket.rcvhwm = 0
+                self._socket.ipv6 = True
                 self._socket.connect(self.endpoint)
                 self._poller = select.poll()
                 self._poller.register(self._socket, select.POLLIN)
@@ -175,7 +181,7 @@ class Channel:
             )
         request_id = next(self._ids)
         left = remaining(deadline)
-        budget_ms = 2**31 if left is None else int(left * 1000)
+        budget_ms = 2**31 if left is None else min(2**31, int(left * 1000))
         body = encode_request(call.op, request_id, self._client, budget_ms, call.args)
         try:
             self._socket.send(body, zmq.NOBLOCK)
@@ -237,7 +243,8 @@ class Channel:
         libzmq's own would start its timeout anew.
         """
         left = remaining(deadline)
-        if not self._poller.poll(None if left is None else left * 1000) and left is not None:
+        timeout = None if left is None else min(left, _POLL_MAX) * 1000
+        if not self._poller.poll(timeout) and remaining(deadline) == 0:
             raise RequestTimeout
 
 

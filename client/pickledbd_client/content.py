@@ -101,6 +101,7 @@ class Content(_Reading):
     def __init__(self, content: dict[str, Any], database: MutableMapping[str, Any]) -> None:
         super().__init__(content)
         self._database = database
+        self._merged = False
 
     # Each change goes to the daemon first: when that raises, nothing has changed here.
 
@@ -127,7 +128,7 @@ class Content(_Reading):
         super().__setitem__(str(key), value)
         return read_only(value)
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
+    def update(self, /, *args: Any, **kwargs: Any) -> None:
         items = dict(*args, **kwargs)
         self._database.update(items)
         super().update({str(key): _as_stored(value) for key, value in items.items()})
@@ -138,7 +139,16 @@ class Content(_Reading):
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc] # takes what update takes
         self.update(other)
+        self._merged = True
         return self
+
+    def is_merged_into(self, database: object) -> bool:
+        """Whether this is what `database.db |= other` is about to assign; asked once.
+
+        Assigning it would undo what others have changed since it was read.
+        """
+        merged, self._merged = self._merged, False
+        return merged and self._database is database
 
 
 def _as_stored(value: Any) -> Any:

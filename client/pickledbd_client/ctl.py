@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -50,19 +51,24 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
     options = _parser().parse_args(argv)
+    for name in ("stdin", "stdout", "stderr"):  # closed by who ran this: nothing to read or say
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - until the end
+    location = options.endpoint if options.file is None else options.file
     try:
-        with contextlib.closing(
-            PickleDB(options.file or options.endpoint, timeout=options.timeout)
-        ) as db:
+        with contextlib.closing(PickleDB(location, timeout=options.timeout)) as db:
             status: int = options.run(db, options)
         sys.stdout.flush()
     except PickleDBError as error:
         print(f"pickledbctl: {error}", file=sys.stderr)
         return FAILED
-    except BrokenPipeError:
-        # Whoever read the output has had enough. Python would complain at its exit.
+    except OSError as error:
+        # Python would complain at its exit of what it cannot write
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        if isinstance(error, BrokenPipeError):
+            return DONE  # whoever read the output has had enough
+        print(f"pickledbctl: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return 130  # as a shell reports the end by SIGINT
     return status
@@ -83,7 +89,11 @@ def _parser() -> argparse.ArgumentParser:
         help="the database file; its daemon is started if need be",
     )
     where.add_argument(
-        "-e", "--endpoint", metavar="ENDPOINT", help="a daemon's endpoint, ipc:///PATH or tcp://..."
+        "-e",
+        "--endpoint",
+        metavar="ENDPOINT",
+        type=_endpoint,
+        help="a daemon's endpoint, ipc:///PATH or tcp://...",
     )
     parser.add_argument(
         "-t",
@@ -118,6 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print it as JSON")
     command("ping", _ping, "tell whether the daemon answers, and how fast")
     return parser
+
+
+def _endpoint(text: str) -> str:
+    if "://" not in text:
+        raise ValueError
+    return text
 
 
 def _timeout(text: str) -> float:

@@ -45,7 +45,7 @@ class PickleDB(MutableMapping[str, Any]):
 
     def __init__(
         self,
-        location: str | os.PathLike[str] | None = None,
+        location: str | bytes | os.PathLike[str] | None = None,
         *,
         timeout: float | None = 5.0,
         cache_bytes: int = 32 * 2**20,
@@ -58,7 +58,9 @@ class PickleDB(MutableMapping[str, Any]):
             raise ValueError(f"timeout must be a number of seconds over 0, or None: {timeout!r}")
         if location is None:
             location = os.environ.get("PICKLEDBD_URL") or DEFAULT_ENDPOINT
-        location = os.fspath(location)
+        location = os.fsdecode(location)
+        if not location:
+            raise Unavailable("the location is empty: it is a path or an endpoint")
         self._options: dict[str, Any] = {
             "timeout": timeout,
             "cache_bytes": cache_bytes,
@@ -117,6 +119,8 @@ class PickleDB(MutableMapping[str, Any]):
 
     @db.setter
     def db(self, content: Mapping[Any, Any]) -> None:
+        if isinstance(content, Content) and content.is_merged_into(self):
+            return  # `db.db |= other`, which ends with this assignment, has been done
         self._link.request(calls.replace(content))
 
     def __enter__(self) -> Self:
@@ -172,7 +176,7 @@ class PickleDB(MutableMapping[str, Any]):
         """The value of `key`, which is set to `default` first if there is none. Atomic."""
         return self._link.request(calls.setdefault(str(key), default))
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
+    def update(self, /, *args: Any, **kwargs: Any) -> None:
         """Set all items of a mapping or of pairs, and of keywords, at once or not at all."""
         self.set_many(dict(*args, **kwargs))
 

@@ -106,7 +106,6 @@ class Link:
         if isinstance(self.target, Path):
             channel = reach_owner(
                 self.target,
-                Channel,
                 deadline=deadline,
                 autostart=self._autostart,
                 patient=patient,

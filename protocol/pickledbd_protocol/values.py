@@ -206,7 +206,7 @@ def _refuse_nan(value: Any) -> None:
 
 def _children(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, part.name) for part in dataclasses.fields(value)]
+        return [getattr(value, part.name, None) for part in dataclasses.fields(value)]
     if isinstance(value, enum.Enum):
         return value.value
     return None  # a leaf that holds no float: bytes, a date, a UUID

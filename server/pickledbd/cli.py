@@ -9,11 +9,12 @@ import argparse
 import contextlib
 import logging
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pickledbd.endpoints import CannotServe, Claim, make_private_directory, private_endpoint
+from pickledbd.endpoints import CannotServe, Claim, is_utf8, private_endpoint
 from pickledbd.engine import Engine, Status
 from pickledbd.loop import Loop, Signals
 from pickledbd.notify import notify
@@ -26,12 +27,19 @@ log = logging.getLogger(__name__)
 
 MIB = 2**20
 
+NAME_MAX = 255 - len(".replaced-1234567890123456789")
+"""The longest name, in bytes, that leaves room for those of the files beside it."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon in the foreground; its exit status."""
     options = _parser().parse_args(argv)
-    if options.detach and os.fork():
-        os._exit(0)  # nothing is open yet; the child belongs to nobody
+    if options.detach:
+        if os.fork():
+            os._exit(0)  # nothing is open yet; the child belongs to nobody
+        os.setsid()
+        os.chdir("/")
+        os.environ.pop("NOTIFY_SOCKET", None)  # its starter's, which has its own state to tell
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="pickledbd: %(message)s")
     try:
         with contextlib.ExitStack() as stack:
@@ -98,19 +106,33 @@ def _mebibytes(text: str) -> int:
 
 
 def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    try:
+        engine, loop = _start(options, stack)
+    except OSError as error:
+        what = f" ({error.filename})" if error.filename else ""
+        raise CannotServe(f"cannot serve {options.location}: {error.strerror}{what}") from None
+    try:
+        why = loop.run()
+        log.info("stopping: %s", why)
+    finally:
+        # Also after a fault of the loop's: what was acknowledged is whole, and worth keeping.
+        notify(STOPPING=1, STATUS="saving")
+        if engine.dirty:
+            engine.save()
+
+
+def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Engine, Loop]:
+    """Own, load, listen and tell so; `stack` undoes it."""
     signals = Signals()
+    _raise_descriptor_limit()
     path = _data_path(options.location)
     owner = _own(path, options.lock_fd)
     stack.callback(owner.release)
     owner.announce({"pid": os.getpid(), "state": "starting"})
 
-    endpoints = options.bind
-    if not endpoints:
-        endpoints = [private_endpoint(path)]
-        make_private_directory(endpoints[0])
     claims = []
-    for endpoint in endpoints:
-        claims.append(Claim(endpoint))
+    for endpoint in dict.fromkeys(options.bind) or [private_endpoint(path)]:
+        claims.append(Claim(endpoint, private=not options.bind))
         stack.callback(claims[-1].release)
 
     file = DataFile(path)
@@ -142,18 +164,24 @@ def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     if options.detach:
         _leave_terminal()
     notify(READY=1, STATUS=f"serving {len(store)} keys")
+    return engine, loop
 
-    why = loop.run()
-    log.info("stopping: %s", why)
-    notify(STOPPING=1, STATUS="saving")
-    if engine.dirty:
-        engine.save()
+
+def _raise_descriptor_limit() -> None:
+    """As many connections as this user may have: libzmq aborts the process at the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS tells of more than it gives
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _data_path(location: str) -> Path:
     if "://" in location:
         raise CannotServe(f"{location} is an endpoint; LOCATION is the file (see --bind)")
     path = Path(os.path.realpath(os.path.expanduser(location)))  # noqa: PTH111 - as the client does
+    if not path.name or not is_utf8(os.fspath(path)):
+        raise CannotServe(f"cannot serve {str(path)!r}: a location is a file, named in UTF-8")
+    if len(os.fsencode(path.name)) > NAME_MAX:
+        raise CannotServe(f"cannot serve {path}: its name is over {NAME_MAX} bytes")
     if not path.parent.is_dir():
         raise CannotServe(f"cannot serve {path}: the directory {path.parent} does not exist")
     return path
@@ -164,9 +192,11 @@ def _own(path: Path, lock_fd: int | None) -> Ownership:
         return Ownership(path, lock_fd)
     except AlreadyOwnedError as taken:
         owner = taken.owner
+        if "pid" not in owner:
+            raise CannotServe(f"{path} is being opened by another program just now") from None
         at = " and ".join(owner.get("endpoints", [])) or f"no endpoint yet ({owner.get('state')})"
         raise CannotServe(
-            f"{path} is owned by another daemon, pid {owner.get('pid', 'unknown')}, at {at}"
+            f"{path} is owned by another daemon, pid {owner['pid']}, at {at}"
         ) from None
     except OSError as error:
         raise CannotServe(f"cannot lock {path}: {error.strerror} ({error.filename})") from None

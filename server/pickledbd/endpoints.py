@@ -13,7 +13,6 @@ import os
 import re
 import socket
 import stat
-import tempfile
 from pathlib import Path
 
 from pickledbd.ownership import AlreadyOwnedError, Ownership
@@ -36,13 +35,23 @@ def private_endpoint(location: Path) -> str:
     the user logs out, while programs that use the database may go on).
     """
     name = f"pickledbd-{os.geteuid()}/{hashlib.sha256(os.fsencode(location)).hexdigest()[:16]}.sock"
-    directory = tempfile.gettempdir()
-    if len(os.fsencode(f"{directory}/{name}")) > IPC_MAX:
+    directory = os.environ.get("TMPDIR", "")
+    fits = len(os.fsencode(f"{directory}/{name}")) <= IPC_MAX and is_utf8(directory)
+    if not (fits and os.path.isabs(directory) and os.path.isdir(directory)):  # noqa: PTH112, PTH117 - a str, tested
         directory = "/tmp"  # noqa: S108 - what is made there is checked below to be ours alone
     return f"ipc://{directory}/{name}"
 
 
-def make_private_directory(endpoint: str) -> None:
+def is_utf8(text: str) -> bool:
+    """Whether a name from the system can be told to clients: JSON has only Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _make_private_directory(endpoint: str) -> None:
     """Make the directory of a private endpoint, and make sure that it is this user's alone."""
     directory = Path(endpoint.removeprefix("ipc://")).parent
     with contextlib.suppress(FileExistsError):
@@ -59,8 +68,10 @@ def check(endpoint: str) -> None:
     """Raise CannotServe unless `endpoint` is of a kind that may be bound."""
     scheme, _, address = endpoint.partition("://")
     if scheme == "ipc":
-        if not address.startswith("/"):
-            raise CannotServe(f"{endpoint}: an ipc endpoint is ipc:// and an absolute path")
+        if not address.startswith("/") or address.endswith("/"):
+            raise CannotServe(f"{endpoint}: an ipc endpoint is ipc:// and a file's absolute path")
+        if not is_utf8(address):
+            raise CannotServe(f"{endpoint!r}: an endpoint is written in UTF-8")
         if len(os.fsencode(address)) > IPC_MAX:
             raise CannotServe(f"{endpoint}: a socket's path ends at {IPC_MAX} bytes; use a shorter")
     elif scheme == "tcp":
@@ -88,13 +99,17 @@ def _is_loopback(host: str) -> bool:
 class Claim:
     """The right to bind `endpoint` until `release`.
 
+    `private`: in a directory of its own, made if missing, that only this user can enter.
     For ipc it holds a lock beside the socket, and knows the socket that was bound, so that it
     can tell when somebody removed it and removes only its own.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, *, private: bool = False) -> None:
         check(endpoint)
         self.endpoint = endpoint
+        self._private = private
+        if private:
+            _make_private_directory(endpoint)
         self._lock: Ownership | None = None
         self._bound: tuple[int, int] | None = None
         if not endpoint.startswith("ipc://"):
@@ -133,7 +148,8 @@ class Claim:
         Raises CannotServe, AlreadyOwnedError or OSError where it is not.
         """
         if self._lock:
-            self._path.parent.mkdir(mode=0o700, exist_ok=True)
+            if self._private:
+                _make_private_directory(self.endpoint)
             self._lock.restore()
             _refuse_unless_free(self.endpoint, self._path)
 

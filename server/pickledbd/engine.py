@@ -16,8 +16,8 @@ from typing import Any
 import orjson
 
 from pickledbd.handlers import HANDLERS
-from pickledbd.ownership import Ownership
-from pickledbd.snapshot import DataFile
+from pickledbd.ownership import AlreadyOwnedError, Ownership
+from pickledbd.snapshot import DataFile, Unreadable
 from pickledbd.store import Store
 from pickledbd_protocol import (
     PROTOCOL_VERSION,
@@ -45,7 +45,7 @@ class Status:
     request_bytes: int
     endpoints: list[str] = field(default_factory=list)
     clients: int = 0
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
     longest_slice_ms: float = 0.0
     last_save_time: float | None = None
     last_save_duration_ms: float | None = None
@@ -107,7 +107,7 @@ class Engine:
             return []
         waiting, self._saves = self._saves, []
         try:
-            saved = self.dirty > 0 or not self._file.as_left()
+            saved = self.dirty > 0 or not self._file.exists() or self._file.changed()
             if saved:
                 self.save()
         except SaveFailed as error:
@@ -116,25 +116,53 @@ class Engine:
         return [(peer, encode_reply(request_id, result)) for peer, request_id in waiting]
 
     def save(self) -> None:
-        """Write the store to its file. SaveFailed if it is not on disk."""
+        """Write the store to its file. SaveFailed if it is not on disk.
+
+        A failure is logged once, however often it is met again.
+        """
         status = self._status
         started = time.monotonic()
         changes = self._store.changes
         try:
-            if not self._owner.held():
-                raise SaveFailed(
-                    f"cannot save {self._file.path}: its lock file {self._owner.path} was removed "
-                    "or replaced, so another daemon may own it now"
-                )
+            self._keep_owning()
             self._file.save(self._store.items())
         except SaveFailed as error:
+            if status.last_save_error != str(error):
+                log.error("%s", error)
             status.last_save_error = str(error)
-            log.error("%s", error)
             raise
         self._saved_changes = changes
         status.last_save_error = None
         status.last_save_time = time.time()
         status.last_save_duration_ms = round((time.monotonic() - started) * 1e3, 3)
+
+    def _keep_owning(self) -> None:
+        """Have the lock, anew if somebody removed its file; SaveFailed if it is another's now."""
+        try:
+            self._owner.restore()
+        except AlreadyOwnedError as taken:
+            why = f"it was removed, and pid {taken.owner.get('pid')} holds it now"
+        except OSError as error:
+            why = str(error.strerror)
+        else:
+            return
+        raise SaveFailed(f"cannot save {self._file.path}: its lock file {self._owner.path}: {why}")
+
+    def refresh(self) -> None:
+        """Take over what another program did to the file, if nothing of ours is unsaved.
+
+        Only for a moment when no client is connected: to each of them the content would change
+        by itself.
+        """
+        if self.dirty or not self._file.changed():
+            return
+        try:
+            self._store.replace(self._file.load())
+        except Unreadable as error:
+            log.error("%s; what it held before is served", error)
+        else:
+            self._saved_changes = self._store.changes
+            log.warning("%s was changed by another program; loaded again", self._file.path)
 
     def _hello(self, versions: list[int]) -> dict[str, Any]:
         if PROTOCOL_VERSION not in versions:
@@ -163,7 +191,7 @@ class Engine:
             "clients": status.clients,
             "durability": "save",
             "dirty": self.dirty,
-            "uptime": round(time.time() - status.started, 3),
+            "uptime": round(time.monotonic() - status.started, 3),
             "last_save_time": status.last_save_time,
             "last_save_duration_ms": status.last_save_duration_ms,
             "last_save_error": status.last_save_error,

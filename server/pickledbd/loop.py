@@ -7,6 +7,7 @@ reply that a client cannot take at once is lost, and only that client's.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from pickledbd.endpoints import CannotServe, Claim
 from pickledbd.engine import Engine, Status
 from pickledbd.notify import notify
 from pickledbd.ownership import AlreadyOwnedError, Ownership
+from pickledbd_protocol import SaveFailed
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ REPLIES_QUEUED = 10_000
 
 UPKEEP_SECONDS = 5.0
 """How often the daemon looks whether its socket and lock file are still there."""
+
+FIRST_CLIENT_SECONDS = 2.0
+"""How long it waits at least for its first client, whatever its idle exit."""
 
 CLOSING_MS = 1000
 """How long the last replies may take to leave when the daemon stops."""
@@ -52,7 +57,9 @@ class Signals:
         self._writer = writer
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._note)
+            # nohup, and a shell that starts it in the background, have a reason to ignore one
+            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
@@ -90,6 +97,7 @@ class Loop:
         self._router.sndhwm = REPLIES_QUEUED
         self._router.backlog = socket.SOMAXCONN
         self._router.tcp_keepalive = 1
+        self._router.ipv6 = True
         self._router.linger = CLOSING_MS
         # Their values are descriptors; DISCONNECTED also follows a handshake that failed.
         self._router.monitor("inproc://connections", zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
@@ -122,6 +130,8 @@ class Loop:
     def run(self) -> str:
         """Serve; return why it ended. The store may then hold unsaved changes."""
         started = now = quiet_since = next_upkeep = time.monotonic()
+        if self._idle_exit is not None:  # whoever started it is given the time to come
+            quiet_since += max(0.0, FIRST_CLIENT_SECONDS - self._idle_exit)
         while not self._signals.received:
             if now >= next_upkeep:
                 self._upkeep()
@@ -129,7 +139,9 @@ class Loop:
             wake = next_upkeep
             if self._idle_exit is not None and not self._connections:
                 if now - quiet_since >= self._idle_exit:
-                    return f"no client for {self._idle_exit:g} s"
+                    if self._saved():
+                        return f"no client for {self._idle_exit:g} s"
+                    quiet_since = now  # a full disk may have room by the next time
                 wake = min(wake, quiet_since + self._idle_exit)
             # rounded up, so that a deadline has passed when the poll for it ends
             ready = zmq.zmq_poll(self._sources, int(max(0.0, wake - now) * 1000) + 1)
@@ -142,6 +154,14 @@ class Loop:
                 self._status.longest_slice_ms, (now - started) * 1000
             )
         return self._signals.received.name
+
+    def _saved(self) -> bool:
+        try:
+            if self._engine.dirty:
+                self._engine.save()
+        except SaveFailed:
+            return False
+        return True
 
     def close(self) -> None:
         """Let the last replies leave, and stop listening."""
@@ -172,6 +192,8 @@ class Loop:
         while _readable(self._monitor):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
             if event["event"] == zmq.EVENT_ACCEPTED:
+                if not self._connections:
+                    self._engine.refresh()
                 self._connections.add(event["value"])
             else:
                 self._connections.discard(event["value"])
@@ -205,7 +227,8 @@ class Loop:
                 if claim.lost():
                     log.warning("%s was removed; binding it again", claim.endpoint)
                     claim.restore()
-                    self._router.unbind(claim.endpoint)
+                    with contextlib.suppress(zmq.ZMQError):  # it may be unbound since last time
+                        self._router.unbind(claim.endpoint)
                     self._bind(claim)
         except AlreadyOwnedError as error:
             log.error(

@@ -9,6 +9,7 @@ flock is for local disks: on a network file system it may hold on one machine on
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Any
 import orjson
 
 SUFFIX = ".lock"
+
+OURS = b'{"pid":'
+"""How each lock file begins."""
 
 
 class AlreadyOwnedError(Exception):
@@ -42,14 +46,17 @@ class Ownership:
             os.set_inheritable(inherited, False)
             self._file = inherited
             fcntl.flock(inherited, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._refuse_foreign(inherited)
         if not self.held():
             self._acquire()
 
     def _acquire(self) -> None:
         while True:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            file = os.open(self.path, flags, 0o644)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._refuse_foreign(file)
             except BlockingIOError:
                 owner = _read(file)
                 os.close(file)
@@ -69,8 +76,16 @@ class Ownership:
             return False
         try:
             return os.path.samestat(os.fstat(self._file), self.path.stat())
-        except FileNotFoundError:
+        except OSError:
             return False
+
+    def _refuse_foreign(self, file: int) -> None:
+        """Raise FileExistsError if this is no lock file of ours (Pipfile's is Pipfile.lock)."""
+        found = os.pread(file, 2**16, 0).strip(b"\0")  # a power cut can leave NULs
+        if found and not found.startswith(OURS[: len(found)]):
+            raise FileExistsError(
+                errno.EEXIST, "it is another program's file, and was not touched", self.path
+            )
 
     def restore(self) -> None:
         """Take the lock anew if somebody removed its file. Raises as the constructor does."""

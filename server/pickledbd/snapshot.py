@@ -9,6 +9,7 @@ failed one is named.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -55,14 +56,14 @@ class DataFile:
             if not stat.S_ISREG(self.path.stat().st_mode):
                 raise Unreadable(f"{self.path} is not a regular file; it was not touched")
             with self.path.open("rb") as file:
-                self._known = _identity(os.fstat(file.fileno()))
+                known = _identity(os.fstat(file.fileno()))
                 try:
-                    return _load_blocks(file, progress)
+                    data = _load_blocks(file, progress)
                 except _NotOurLayoutError:
                     file.seek(0)
-                    return _load_whole(file)
+                    data = _load_whole(file)
         except FileNotFoundError:
-            return {}
+            known, data = None, {}
         except UnicodeDecodeError as error:
             raise Unreadable(
                 f"{self.path} is not UTF-8: {error.reason} at byte {error.start}; "
@@ -74,10 +75,16 @@ class DataFile:
             raise Unreadable(f"{self.path}: {error}; it was not touched") from None
         except OSError as error:
             raise Unreadable(f"cannot read {self.path}: {error.strerror}") from error
+        self._known = known
+        return data
 
-    def as_left(self) -> bool:
-        """Whether the file is still the one this daemon last read or wrote."""
-        return self._known is not None and self._identity() == self._known
+    def exists(self) -> bool:
+        """Whether there was a file when this daemon last looked, and there still is."""
+        return self._known is not None and self._identity() is not None
+
+    def changed(self) -> bool:
+        """Whether another program wrote, made or removed the file since this daemon did."""
+        return self._identity() != self._known
 
     def save(self, items: Iterable[tuple[str, bytes]]) -> None:
         """Replace the file by `items`, on disk when this returns. SaveFailed names the step.
@@ -86,50 +93,53 @@ class DataFile:
         leaves the new one, which a power cut may undo.
         """
         temp = self.path.with_name(f"{self.path.name}.tmp-{secrets.token_hex(4)}")
-        step = "creating"
+        step = "creating a temporary file"
         try:
             try:
                 file = _create(temp, self.path)
                 try:
-                    step = "writing"
+                    step = "writing the temporary file"
                     _write_all(file, items)
-                    step = "fsync of"
+                    step = "fsync of the temporary file"
                     _fsync(file)
                     written = _identity(os.fstat(file))
                 finally:
                     os.close(file)
-                step = "keeping the changed file aside, beside"
+                step = "keeping the file that another program wrote"
                 self._keep_foreign()
-                step = "renaming"
+                step = "renaming the temporary file"
                 temp.rename(self.path)
             except BaseException:
                 temp.unlink(missing_ok=True)
                 raise
             self._known = written
-            step = "fsync of the directory after renaming"
+            step = "fsync of the directory"
             directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 _fsync(directory)
             finally:
                 os.close(directory)
         except OSError as error:
+            hint = ""
+            if error.errno == errno.EBUSY:
+                hint = "; if the file itself is a mount point, mount its directory instead"
             raise SaveFailed(
-                f"cannot save {self.path}: {step} {temp.name} failed: {error.strerror}"
+                f"cannot save {self.path}: {step} failed: {error.strerror}{hint}"
             ) from error
 
     def sweep(self) -> None:
         """Remove what saves that were killed have left. Only for the owner of the file."""
         leftover = re.compile(re.escape(self.path.name) + r"\.tmp-[0-9a-f]{8}")
-        for found in self.path.parent.iterdir():
-            if leftover.fullmatch(found.name):
-                log.warning("removing %s, left by a save that was killed", found.name)
-                with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # what cannot be listed or removed does no harm
+            for found in self.path.parent.iterdir():
+                if leftover.fullmatch(found.name):
+                    log.warning("removing %s, left by a save that was killed", found.name)
                     found.unlink()
 
     def _identity(self) -> Identity | None:
         try:
             return _identity(self.path.stat())
-        except FileNotFoundError:
+        except OSError:
             return None
 
     def _keep_foreign(self) -> None:
@@ -235,8 +245,10 @@ def _create(temp: Path, old: Path) -> int:
     except FileNotFoundError:
         return os.open(temp, flags, 0o666)
     file = os.open(temp, flags, 0o600)
-    with contextlib.suppress(OSError):  # only root may give files away
-        os.fchown(file, like.st_uid, like.st_gid)
+    for owner in (like.st_uid, -1):  # only root may give files away, but to one's groups one may
+        with contextlib.suppress(OSError):
+            os.fchown(file, owner, like.st_gid)
+            break
     os.fchmod(file, like.st_mode & 0o777)
     return file
 
