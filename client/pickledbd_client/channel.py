@@ -48,8 +48,6 @@ _yield = getattr(os, "sched_yield", lambda: None)
 _waiting: list[None] = []  # one for each thread that waits for a reply: both ends are atomic
 os.register_at_fork(after_in_child=_waiting.clear)
 
-_POLL_MAX = 86_400.0  # seconds; a poll cannot wait for more than some weeks
-
 _ENVELOPE = 160  # bytes that a request is larger than its arguments, at most
 
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
@@ -181,7 +179,7 @@ class Channel:
             )
         request_id = next(self._ids)
         left = remaining(deadline)
-        budget_ms = 2**31 if left is None else min(2**31, int(left * 1000))
+        budget_ms = 2**31 if left is None else int(left * 1000)
         body = encode_request(call.op, request_id, self._client, budget_ms, call.args)
         try:
             self._socket.send(body, zmq.NOBLOCK)
@@ -243,8 +241,7 @@ class Channel:
         libzmq's own would start its timeout anew.
         """
         left = remaining(deadline)
-        timeout = None if left is None else min(left, _POLL_MAX) * 1000
-        if not self._poller.poll(timeout) and remaining(deadline) == 0:
+        if not self._poller.poll(None if left is None else left * 1000) and left is not None:
             raise RequestTimeout
 
 

@@ -24,6 +24,7 @@ from pickledbd_client.owner import reach_owner
 from pickledbd_protocol import COMMANDS, NotAllowed, PickleDBError, RequestTimeout, Unavailable
 
 _RETRY_SECONDS = 0.05
+_LONGEST = 1_000_000.0  # seconds: the system's calls cannot wait for much more, so it waits on
 
 _inherited: list[Channel] = []  # a parent's channels, never to be used or closed by its child
 
@@ -83,7 +84,9 @@ class Link:
             self._idle.pop().close()
 
     def _deadline(self) -> Deadline:
-        return None if self._timeout is None else time.monotonic() + self._timeout
+        if self._timeout is None or self._timeout > _LONGEST:
+            return None
+        return time.monotonic() + self._timeout
 
     def _take(self, deadline: Deadline) -> Channel:
         if self._pid != os.getpid():

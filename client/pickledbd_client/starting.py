@@ -101,7 +101,7 @@ def _spawn(path: Path, lock: int, output: int) -> None:
     # -P: what lies in the current directory is not to be imported
     command = [_python(), "-P", "-m", "pickledbd", os.fspath(path), "--detach"]
     command += ["--idle-exit", idle_exit, "--lock-fd", str(its_lock)]
-    pid = os.posix_spawn(  # noqa: S606 - our own module, and a path as one argument
+    pid = os.posix_spawn(
         command[0],
         command,
         os.environ,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import pickle
+from collections import UserDict
 
 import orjson
 import pytest
@@ -142,6 +144,22 @@ def test_copies_are_plain_and_free(db):
         copied["a"]["x"].append(5)
         copied["new"] = 1
     assert db.db == CONTENT
+
+
+def test_merging_into_it_undoes_nothing_of_what_others_do(daemon, db):
+    with contextlib.closing(daemon.client()) as other:
+
+        class Meanwhile(UserDict):
+            def keys(self):
+                other.set("theirs", 1)
+                return super().keys()
+
+        db.db |= Meanwhile(ours=2)
+    assert db.get_many(["theirs", "ours"]) == {"theirs": 1, "ours": 2}
+    snapshot = db.db
+    db.purge()
+    db.db = snapshot
+    assert db.db == CONTENT | {"theirs": 1, "ours": 2}
 
 
 def test_assigning_it_replaces_everything(db):

@@ -122,12 +122,47 @@ def test_errors_are_one_line_and_status_3(tmp_path, on):
 
 @pytest.mark.parametrize(
     "args",
-    [[], ["set", "k"], ["frobnicate"], ["-f", "a", "-e", "b", "ping"], ["-t", "0", "ping"]],
+    [
+        [],
+        ["set", "k"],
+        ["frobnicate"],
+        ["-f", "a", "-e", "ipc:///b", "ping"],
+        ["-t", "0", "ping"],
+        ["-e", "a_path", "ping"],
+    ],
 )
 def test_wrong_usage_is_status_2(args):
     status, _, err = ctl(*args)
     assert status == 2
     assert "usage: pickledbctl" in err
+
+
+def test_an_empty_location_is_not_the_default_one(daemon, db):
+    db.set("a", 1)
+    for option in ("-f", "-e"):
+        status, _, _ = ctl(option, "", "purge", "-y", env={"PICKLEDBD_URL": daemon.endpoint})
+        assert status in (2, 3)
+    assert db.all() == ["a"]
+
+
+def test_output_that_cannot_be_written_and_closed_streams_are_no_tracebacks(daemon, db):
+    command = f"{sys.executable} -m pickledbd_client.ctl -e {daemon.endpoint}"
+    for redirected, status in (
+        ("set a 1 >&-", 0),
+        ("set b 2 2>&- <&-", 0),
+        ("purge -y <&-", 0),
+        ("info >/dev/full", 3),
+    ):
+        ended = subprocess.run(
+            ["bash", "-c", f"{command} {redirected}"],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert ended.returncode == status, (redirected, ended)
+        assert "Traceback" not in ended.stderr
+    assert db.all() == []
 
 
 def test_help_tells_about_values_and_exit_status():

@@ -87,6 +87,13 @@ def test_it_is_a_mutable_mapping(db):
     assert not db
 
 
+def test_update_takes_the_keywords_that_a_dict_takes(db):
+    db.update(self=1, other=2)
+    assert db.db == {"self": 1, "other": 2}
+    db.db.update(self=3)
+    assert db["self"] == 3
+
+
 def test_as_in_pickledb(db):
     assert db.set("a", None) is True
     assert db.get("a", "default") is None

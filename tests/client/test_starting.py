@@ -7,10 +7,14 @@ import contextlib
 import fcntl
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 
 import pytest
 
@@ -135,12 +139,145 @@ def test_a_lock_held_by_who_does_not_serve_is_told_within_the_timeout(location):
     os.unlink(f"{location}.lock")
 
 
-@pytest.mark.parametrize("told", ["", "{", '{"pid": 1, "endpoints": ["ipc:///no/such"]}', "[]"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        "",
+        "\0" * 9,
+        '{"pi',
+        '{"pid":1,"endpoints":["ipc:///no/such"]}',
+        '{"pid":1,"state":"loading"}',
+    ],
+)
 def test_what_a_killed_owner_left_in_the_lock_file_does_not_mislead(location, told):
     with open(f"{location}.lock", "w") as lock:
         lock.write(told)
     with contextlib.closing(PickleDB(location)) as db:
         assert db.ping()
+
+
+@pytest.mark.parametrize("whole", [b'{"_meta": {}}', b"text"])
+def test_another_program_s_lock_file_is_not_touched(location, whole):
+    lock = location.with_name("my.db.lock")
+    lock.write_bytes(whole)
+    with pytest.raises(Unavailable, match=r"another program's file, and was not touched"):
+        PickleDB(location)
+    assert lock.read_bytes() == whole
+    lock.unlink()
+    precious = location.with_name("precious")
+    precious.write_bytes(b"")
+    lock.symlink_to(precious)
+    with pytest.raises(Unavailable, match="symbolic links"):
+        PickleDB(location)
+    assert lock.is_symlink()
+
+
+def test_a_copy_of_a_database_in_use_is_a_database_of_its_own(location):
+    with contextlib.closing(PickleDB(location)) as db:
+        db.set("who", "the first")
+        db.save()
+        copied = location.parent / "copy"
+        copied.mkdir()
+        for name in ("my.db", "my.db.lock"):
+            shutil.copy(location.with_name(name), copied)
+        with contextlib.closing(PickleDB(copied / "my.db")) as other:
+            other.set("who", "the second")
+            other.save()
+            pid = other.info()["pid"]
+        assert db.get("who") == "the first"
+        assert json.loads((copied / "my.db").read_bytes()) == {"who": "the second"}
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not is_alive(pid), "the copy's daemon to end")
+
+
+def test_an_endpoint_that_is_another_daemon_s_by_now_does_not_mislead(location):
+    endpoint = f"ipc://{location.parent}/s.sock"
+    Daemon(location, "--bind", endpoint).kill()
+    other = Daemon(location.with_name("other.db"), "--bind", endpoint)
+    with contextlib.closing(PickleDB(location)) as db:
+        db.set("a", 1)
+        assert db.info()["location"] == str(location)
+    other.check_and_stop()
+    assert not other.location.exists()
+
+
+@pytest.mark.parametrize("idle_exit", ["0", "0.001"])
+def test_a_daemon_that_ends_at_once_when_idle_still_serves_who_started_it(
+    location, monkeypatch, idle_exit
+):
+    monkeypatch.setenv("PICKLEDBD_IDLE_EXIT", idle_exit)
+    for number in range(3):
+        with contextlib.closing(PickleDB(location)) as db:
+            assert db.get("n", 0) == number
+            db.set("n", number + 1)
+
+
+def test_ctrl_c_in_the_midst_of_a_start_leaves_the_path_free(location):
+    def interrupt(_number, _frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    moments = random.Random(1)
+    try:
+        for _ in range(30):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.0001 + moments.random() * 0.01)
+                PickleDB(location).close()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    with contextlib.closing(PickleDB(location, timeout=PATIENCE)) as db:
+        assert db.ping()
+
+
+def test_forks_of_other_threads_do_not_hold_a_start_up(tmp_path):
+    pids = []
+    over = threading.Event()
+
+    def open_one(number):
+        with contextlib.closing(PickleDB(tmp_path / f"{number}.db", timeout=PATIENCE)) as db:
+            return db.info()["pid"]
+
+    def fork():
+        while not over.is_set():
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()  # a worker that lives on
+            pids.append(pid)
+            over.wait(0.005)
+
+    forker = threading.Thread(target=fork)
+    forker.start()
+    try:
+        started = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            daemons = list(pool.map(open_one, range(4)))
+        assert time.monotonic() - started < PATIENCE / 2
+    finally:
+        over.set()
+        forker.join()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    for pid in daemons:
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda pid=pid: not is_alive(pid), "a daemon to end")
+
+
+def test_what_was_put_in_the_place_of_the_file_between_two_uses_is_served(location):
+    with contextlib.closing(PickleDB(location)) as db:
+        db.set("old", 1)
+        db.save()
+        pid = db.info()["pid"]
+    location.unlink()
+
+    def opened_afresh():
+        # a look of the client before may still be counted as a client
+        with contextlib.closing(PickleDB(location)) as db:
+            return db.info()["pid"] == pid and db.all() == []
+
+    wait_until(opened_afresh, "the removed file to be noticed")
 
 
 def test_after_kill_9_the_next_request_starts_another(location):

@@ -86,6 +86,11 @@ def test_without_a_timeout_it_waits(daemon):
         timer.join()
 
 
+def test_a_timeout_of_many_years_is_one(daemon):
+    with contextlib.closing(daemon.client(timeout=1e12)) as db:
+        assert db.ping()
+
+
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
 def test_a_timeout_that_is_none_is_refused(location, timeout):
     with pytest.raises(ValueError, match="timeout"):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -255,6 +257,137 @@ def test_it_serves_several_endpoints_at_once(location):
         with contextlib.closing(PickleDB(endpoint)) as db:
             assert db.get("a") == 1
     daemon.check_and_stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_its_starter_ignores_does_not_end_it(location, number):
+    daemon = Daemon(location, preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))
+    daemon.process.send_signal(number)
+    daemon.check_and_stop()
+
+
+def test_it_does_not_end_by_itself_with_what_it_cannot_save(location):
+    folder = location.parent / "folder"
+    folder.mkdir()
+    daemon = Daemon(folder / "my.db", "--idle-exit", "0.2")
+    with contextlib.closing(daemon.client()) as db:
+        db.set("a", 1)
+        folder.rename(location.parent / "moved")  # every save fails
+    with pytest.raises(subprocess.TimeoutExpired):
+        daemon.process.wait(4)
+    (location.parent / "moved").rename(folder)
+    status, err = daemon.end()
+    assert status == 0, err
+    assert json.loads((folder / "my.db").read_bytes()) == {"a": 1}
+    assert err.count("cannot save") == 1
+
+
+def test_a_fault_of_the_loop_s_does_not_lose_what_was_acknowledged(location):
+    script = (
+        "import sys\n"
+        "from pickledbd import cli, loop\n"
+        "def fail(self): raise MemoryError\n"
+        "loop.UPKEEP_SECONDS = 0.5\n"
+        "upkeep = loop.Loop._upkeep\n"
+        "loop.Loop._upkeep = lambda self: upkeep(self) if self._engine.dirty == 0 else fail(self)\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(location)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().startswith("pickledbd: serving")
+    with contextlib.closing(PickleDB(location, autostart=False)) as db:
+        db.set("a", 1)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, "MemoryError" in err) == (1, True)
+    assert json.loads(location.read_bytes()) == {"a": 1}
+    assert sorted(os.listdir(location.parent)) == ["my.db"]
+
+
+def test_it_takes_as_many_connections_as_its_user_may_have(location):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    daemon = Daemon(
+        location, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    )
+    clients = [daemon.client() for _ in range(100)]
+    for client in clients:
+        assert client.ping()
+        client.close()
+    daemon.check_and_stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("x" * 240, "its name is over"),
+        ("\udcff.db", "named in UTF-8"),
+        ("folder", "not a regular file"),
+    ],
+)
+def test_a_location_that_could_not_be_saved_or_told_is_refused(location, name, why):
+    location.with_name("folder").mkdir()
+    status, out, err = run(location.with_name(name))
+    assert (status, out, len(err.splitlines())) == (1, "", 1)
+    assert why in err
+
+
+def test_the_root_directory_is_no_location():
+    status, _, err = run("/")
+    assert (status, "a location is a file" in err, len(err.splitlines())) == (1, True, 1)
+
+
+def test_it_serves_over_ipv6(location):
+    daemon = Daemon(location, "--bind", "tcp://[::1]:*")
+    with contextlib.closing(PickleDB(daemon.endpoint)) as db:
+        assert db.set("a", 1)
+    daemon.check_and_stop()
+
+
+def test_a_full_disk_is_told_at_the_start_and_at_a_save_and_survived(location):
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    script = (
+        "import contextlib, os, subprocess, sys\n"
+        "from pathlib import Path\n"
+        "mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'none', sys.argv[1]]\n"
+        "subprocess.run(mount, check=True)\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from support import Daemon\n"
+        "from pickledbd_client import SaveFailed\n"
+        "location = Path(sys.argv[1]) / 'my.db'\n"
+        "daemon = Daemon(location)\n"
+        "with contextlib.closing(daemon.client()) as db:\n"
+        "    db.set('small', 1); db.save()\n"
+        "    db.set('large', 'x' * 100_000)\n"
+        "    try: db.save()\n"
+        "    except SaveFailed as error: print(error)\n"
+        "    assert location.read_bytes() == b'{\\n\"small\":1\\n}\\n', location.read_bytes()\n"
+        "    assert len(db.get('large')) == 100_000\n"
+        "    assert 'No space' in db.info()['last_save_error']\n"
+        "    db.remove('large'); db.set('other', 2); assert db.save()\n"
+        "daemon.check_and_stop()\n"
+        "(Path(sys.argv[1]) / 'filler').write_bytes(bytes(60_000 // 4096 * 4096 - 4096))\n"
+        "try: open(Path(sys.argv[1]) / 'more', 'wb').write(bytes(9000))\n"
+        "except OSError: pass\n"
+        "daemon = Daemon(location, wait=False)\n"
+        "print(daemon.end())\n"
+    )
+    folder = location.parent / "disk"
+    folder.mkdir()
+    ended = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", script, folder, Path(__file__).parents[1]],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "writing the temporary file failed: No space left on device" in ended.stdout
+    assert "(1, 'pickledbd: cannot serve" in ended.stdout, ended.stdout
+    assert "Traceback" not in ended.stdout
 
 
 def test_it_ends_saved_when_no_client_has_been_connected_for_a_while(location):

@@ -67,20 +67,53 @@ def test_a_save_of_an_unchanged_database_still_makes_the_missing_file(wired):
     assert wired.path.read_bytes() == b"{}\n"
 
 
-def test_a_save_without_the_lock_is_refused(wired):
+def test_a_save_takes_a_lock_anew_that_somebody_removed(wired):
     wired.ask("set", key="a", value=1)
     wired.owner.path.unlink()
-    wired.send("save")
-    ((_, reply),) = wired.engine.finish_turn()
-    error = json.loads(reply)["error"]
-    assert error["code"] == "save_failed"
-    assert "lock file" in error["message"]
+    wired.engine.save()
+    assert wired.owner.held()
+    assert json.loads(wired.path.read_bytes()) == {"a": 1}
+
+
+def test_a_save_is_refused_where_another_owns_the_file_by_now(wired, caplog):
+    wired.ask("set", key="a", value=1)
+    wired.owner.path.unlink()
+    other = Ownership(wired.path)
+    other.announce({"pid": 7})
+    for _ in range(3):
+        wired.send("save")
+        ((_, reply),) = wired.engine.finish_turn()
+        error = json.loads(reply)["error"]
+        assert error["code"] == "save_failed"
+        assert "pid 7 holds it now" in error["message"]
     assert not wired.path.exists()
     assert wired.ask("info")["last_save_error"] == error["message"]
     assert wired.engine.dirty == 1
-    wired.owner.restore()
+    assert caplog.text.count("pid 7") == 1  # however often it is asked, it is logged once
+    other.release()
     wired.engine.save()
     assert wired.ask("info")["last_save_error"] is None
+
+
+def test_what_another_program_did_to_the_file_is_taken_over_if_nothing_is_unsaved(wired):
+    wired.ask("set", key="a", value=1)
+    wired.engine.save()
+    wired.path.write_bytes(b'{"b": 2}')
+    wired.ask("set", key="c", value=3)
+    wired.engine.refresh()
+    assert wired.ask("all") == {"keys": ["a", "c"]}
+    wired.ask("remove", key="c")
+    wired.engine.save()  # which keeps the other's file aside
+    wired.path.write_bytes(b"oops")
+    wired.engine.refresh()
+    assert wired.ask("all") == {"keys": ["a"]}
+    wired.path.write_bytes(b'{"b": 2}')
+    wired.engine.refresh()
+    assert wired.ask("dump") == {"items": {"b": 2}}
+    assert wired.engine.dirty == 0
+    wired.path.unlink()
+    wired.engine.refresh()
+    assert wired.ask("len") == {"len": 0}
 
 
 def test_dirty_counts_changes_and_a_save_takes_off_what_it_saved(wired):

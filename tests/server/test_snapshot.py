@@ -176,10 +176,10 @@ def test_a_file_that_another_program_wrote_meanwhile_is_kept_aside(path):
     file = DataFile(path)
     file.load()
     file.save({"ours": b"1"}.items())
-    assert file.as_left()
+    assert not file.changed()
     path.with_suffix(".new").write_bytes(b'{"theirs":2}')
     path.with_suffix(".new").rename(path)
-    assert not file.as_left()
+    assert file.changed()
     file.save({"ours": b"3"}.items())
     assert json.loads(path.read_bytes()) == {"ours": 3}
     (aside,) = path.parent.glob("my.db.replaced-*")
