@@ -192,7 +192,9 @@ class Loop:
         while _readable(self._monitor):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
             if event["event"] == zmq.EVENT_ACCEPTED:
-                if not self._connections:
+                if not self._connections and self._idle_exit is not None:
+                    # It could as well have ended since the last client; a new one would have read
+                    # what is in the file now. A daemon that is to stay is asked to by its owner.
                     self._engine.refresh()
                 self._connections.add(event["value"])
             else:
