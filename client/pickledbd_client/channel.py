@@ -138,7 +138,7 @@ class Channel:
                 self._socket.immediate = True
                 self._socket.reconnect_ivl = -1
                 self._socket.sndhwm = self._socket.rcvhwm = 0
-                self._socket.ipv6 = True
+                self._socket.ipv6 = "[" in self.endpoint  # else localhost would be ::1 alone
                 self._socket.connect(self.endpoint)
                 self._poller = select.poll()
                 self._poller.register(self._socket, select.POLLIN)

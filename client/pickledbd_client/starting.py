@@ -40,9 +40,10 @@ os.register_at_fork(
 
 
 def _close(descriptor: int) -> None:
-    if descriptor in _made:  # not in a fork, which has closed its copy
-        _made.discard(descriptor)
-        os.close(descriptor)
+    with _making:
+        if descriptor in _made:  # not in a fork, which has closed its copy
+            _made.discard(descriptor)
+            os.close(descriptor)
 
 
 def lock_path(path: Path) -> Path:

@@ -97,7 +97,6 @@ class Loop:
         self._router.sndhwm = REPLIES_QUEUED
         self._router.backlog = socket.SOMAXCONN
         self._router.tcp_keepalive = 1
-        self._router.ipv6 = True
         self._router.linger = CLOSING_MS
         # Their values are descriptors; DISCONNECTED also follows a handshake that failed.
         self._router.monitor("inproc://connections", zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
@@ -118,6 +117,7 @@ class Loop:
         return bound
 
     def _bind(self, claim: Claim) -> None:
+        self._router.ipv6 = "[" in claim.endpoint  # else localhost would be ::1 alone
         umask = os.umask(0o117)  # the socket's mode is to be 0660
         try:
             self._router.bind(claim.endpoint)

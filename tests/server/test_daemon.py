@@ -339,9 +339,11 @@ def test_the_root_directory_is_no_location():
     assert (status, "a location is a file" in err, len(err.splitlines())) == (1, True, 1)
 
 
-def test_it_serves_over_ipv6(location):
-    daemon = Daemon(location, "--bind", "tcp://[::1]:*")
-    with contextlib.closing(PickleDB(daemon.endpoint)) as db:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_it_serves_over_tcp(location, host):
+    daemon = Daemon(location, "--bind", f"tcp://{host}:*")
+    port = daemon.endpoint.rpartition(":")[2]
+    with contextlib.closing(PickleDB(f"tcp://{host}:{port}")) as db:
         assert db.set("a", 1)
     daemon.check_and_stop()
 
