@@ -6,9 +6,14 @@ import contextlib
 import os
 import signal
 
+import hypothesis
 import pytest
 
 from support import Daemon, is_alive, owner_pid, wait_until
+
+# Speed is the benchmarks' business: a busy machine makes no example wrong.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

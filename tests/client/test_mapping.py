@@ -46,7 +46,7 @@ def outcome(mapping, name, *args):
         return KeyError
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 def test_it_answers_as_a_dict_does(db, steps):
     model = {}
@@ -60,7 +60,7 @@ def test_it_answers_as_a_dict_does(db, steps):
     assert db.db == model
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(keys, values, max_size=4), st.lists(keys, max_size=4))
 def test_many_at_once_are_as_one_after_the_other(db, items, some):
     db.db = {"a": 0, "z": 0}

@@ -68,7 +68,6 @@ def dealer(daemon):
 
 
 fuzz = settings(
-    deadline=None,
     max_examples=300,
     # one daemon for all examples of a test is what is wanted: it has to survive them together
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
