@@ -7,7 +7,7 @@ would notice that: it raises, and says to set the changed value.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, Mapping, MutableMapping, ValuesView
 from typing import Any, NoReturn, Self, SupportsIndex
 
 import orjson
@@ -98,10 +98,17 @@ class ReadOnlyList(list[Any]):
 class Content(_Reading):
     """The content at one moment. A key set or deleted in it is set or deleted in the daemon."""
 
-    def __init__(self, content: dict[str, Any], database: MutableMapping[str, Any]) -> None:
+    def __init__(
+        self,
+        content: dict[str, Any],
+        database: MutableMapping[str, Any],
+        mark: Callable[[], object],
+    ) -> None:
+        """`mark` tells whether this thread has asked `database` anything since."""
         super().__init__(content)
         self._database = database
-        self._merged = False
+        self._mark = mark
+        self._merged: object = None
 
     # Each change goes to the daemon first: when that raises, nothing has changed here.
 
@@ -139,16 +146,15 @@ class Content(_Reading):
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc] # takes what update takes
         self.update(other)
-        self._merged = True
+        self._merged = self._mark()
         return self
 
-    def is_merged_into(self, database: object) -> bool:
-        """Whether this is what `database.db |= other` is about to assign; asked once.
+    def was_merged_just_now(self, database: object) -> bool:
+        """Whether this is what `database.db |= other` is about to assign.
 
         Assigning it would undo what others have changed since it was read.
         """
-        merged, self._merged = self._merged, False
-        return merged and self._database is database
+        return self._database is database and self._merged == self._mark()
 
 
 def _as_stored(value: Any) -> Any:

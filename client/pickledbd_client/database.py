@@ -115,11 +115,11 @@ class PickleDB(MutableMapping[str, Any]):
 
         Each access copies the whole database. Assigning a mapping replaces the content at once.
         """
-        return Content(self._link.request(calls.dump()), self)
+        return Content(self._link.request(calls.dump()), self, self._link.mark)
 
     @db.setter
     def db(self, content: Mapping[Any, Any]) -> None:
-        if isinstance(content, Content) and content.is_merged_into(self):
+        if isinstance(content, Content) and content.was_merged_just_now(self):
             return  # `db.db |= other`, which ends with this assignment, has been done
         self._link.request(calls.replace(content))
 

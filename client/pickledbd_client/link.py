@@ -8,6 +8,7 @@ atomic, and the pid tells a fork.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -40,6 +41,7 @@ class Link:
         self._idle: deque[Channel] = deque()
         self._pid = os.getpid()
         self._closed = False
+        self._of_thread = threading.local()
 
     def connect(self) -> None:
         """Have a first connection. A daemon that is loading a large file is waited for."""
@@ -50,6 +52,7 @@ class Link:
 
     def request(self, call: Call[T]) -> T:
         """Ask `call` and return its value. Raises what the daemon replied, or why there is none."""
+        self._of_thread.requests = getattr(self._of_thread, "requests", 0) + 1
         deadline = self._deadline()
         while True:
             channel = self._take(deadline)
@@ -57,7 +60,8 @@ class Link:
                 reply = channel.exchange(call, deadline)
             except ConnectionLostError as lost:
                 channel.close()
-                if lost.sent and COMMANDS[call.op].writes:
+                # Another daemon's save would not tell what became of this one's
+                if lost.sent and (COMMANDS[call.op].writes or call.op == "save"):
                     raise Unavailable(
                         f"the daemon at {channel.endpoint} went away during a {call.op}; "
                         "it may or may not have been applied",
@@ -76,6 +80,10 @@ class Link:
                 if reply.error is not None:
                     raise reply.error
                 return call.read(reply)
+
+    def mark(self) -> tuple[int, int]:
+        """What stays the same until this thread asks the next request."""
+        return threading.get_ident(), getattr(self._of_thread, "requests", 0)
 
     def close(self) -> None:
         """Drop the idle connections; those in use are dropped when their requests end."""

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from pickledbd_client.channel import Channel, Deadline, NobodyThereError
-from pickledbd_client.starting import Started, lock_path, start
+from pickledbd_client.starting import Started, is_free, lock_path, start
 from pickledbd_protocol import NotAllowed, Unavailable
 
 STARTING_SECONDS = 60.0
@@ -48,7 +48,7 @@ def reach_owner(path: Path, *, deadline: Deadline, autostart: bool, patient: boo
             started = None
         elif not started and autostart:
             started = start(path)
-        elif not started and told.get("state") not in _STARTING:
+        elif not started and (told.get("state") not in _STARTING or is_free(path)):
             raise Unavailable(f"cannot reach {path}: {problem}, and autostart is off")
         if deadline is not None and time.monotonic() > deadline:
             raise Unavailable(f"cannot reach {path}: {problem}")

@@ -51,6 +51,18 @@ def lock_path(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
 
 
+def is_free(path: Path) -> bool:
+    """Whether nobody owns `path`, whatever its lock file tells."""
+    try:
+        with lock_path(path).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def start(path: Path) -> Started | None:
     """Start a daemon for `path`; None if somebody else owns it or is starting one."""
     with _lock(path) as lock:
@@ -63,11 +75,11 @@ class Started:
     def __init__(self, path: Path, lock: int) -> None:
         self._path = path
         self._output = b""
-        self._pipe = -1
-        with _making:
-            self._pipe, theirs = os.pipe()
-            _made.update((self._pipe, theirs))
+        self._pipe = theirs = -1
         try:
+            with _making:
+                self._pipe, theirs = os.pipe()
+                _made.update((self._pipe, theirs))
             os.set_blocking(self._pipe, False)
             _spawn(path, lock, theirs)
         except OSError as error:
@@ -113,6 +125,7 @@ def _spawn(path: Path, lock: int, output: int) -> None:
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         ],
         setsigmask=[],
+        setpgroup=0,  # until it has a session of its own: Ctrl+C is for its starter alone
     )
     with contextlib.suppress(ChildProcessError):  # where SIGCHLD is ignored
         os.waitpid(pid, 0)  # it leaves at once a child of its own, the daemon

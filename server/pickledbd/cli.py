@@ -117,7 +117,7 @@ def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     finally:
         # Also after a fault of the loop's: what was acknowledged is whole, and worth keeping.
         notify(STOPPING=1, STATUS="saving")
-        if engine.dirty:
+        if engine.unsaved:
             engine.save()
 
 

@@ -68,6 +68,11 @@ class Engine:
         """How many changes the file does not hold."""
         return self._store.changes - self._saved_changes
 
+    @property
+    def unsaved(self) -> bool:
+        """Whether the disk may hold something else than the store."""
+        return self.dirty > 0 or self._status.last_save_error is not None
+
     def receive(self, peer: Peer, frames: Sequence[bytes]) -> Iterable[bytes]:
         """Apply one message and return its reply's messages: none yet if it has to wait."""
         request = decode_request(frames)
@@ -107,7 +112,7 @@ class Engine:
             return []
         waiting, self._saves = self._saves, []
         try:
-            saved = self.dirty > 0 or not self._file.exists() or self._file.changed()
+            saved = self.unsaved or not self._file.exists() or self._file.changed()
             if saved:
                 self.save()
         except SaveFailed as error:
@@ -154,7 +159,7 @@ class Engine:
         Only for a moment when no client is connected: to each of them the content would change
         by itself.
         """
-        if self.dirty or not self._file.changed():
+        if self.unsaved or not self._file.changed():
             return
         try:
             self._store.replace(self._file.load())

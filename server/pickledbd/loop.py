@@ -157,7 +157,7 @@ class Loop:
 
     def _saved(self) -> bool:
         try:
-            if self._engine.dirty:
+            if self._engine.unsaved:
                 self._engine.save()
         except SaveFailed:
             return False

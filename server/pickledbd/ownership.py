@@ -42,6 +42,7 @@ class Ownership:
         self.path = target.with_name(target.name + SUFFIX)
         self._file = -1
         self._told = b""
+        self._written = True  # so far there is nothing to tell
         if inherited is not None:
             os.set_inheritable(inherited, False)
             self._file = inherited
@@ -91,6 +92,8 @@ class Ownership:
         """Take the lock anew if somebody removed its file. Raises as the constructor does."""
         if not self.held():
             self._acquire()
+            self._written = False
+        if not self._written:
             self._write()
 
     def announce(self, told: dict[str, Any]) -> None:
@@ -100,8 +103,10 @@ class Ownership:
 
     def _write(self) -> None:
         # A reader that comes in between sees no JSON, or an old owner's, and asks again.
+        self._written = False
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, self._told, 0)
+        self._written = True
 
     def release(self) -> None:
         """Give the lock up and remove its file."""

@@ -156,10 +156,14 @@ def test_merging_into_it_undoes_nothing_of_what_others_do(daemon, db):
 
         db.db |= Meanwhile(ours=2)
     assert db.get_many(["theirs", "ours"]) == {"theirs": 1, "ours": 2}
-    snapshot = db.db
-    db.purge()
-    db.db = snapshot
-    assert db.db == CONTENT | {"theirs": 1, "ours": 2}
+    for merged in (False, True):
+        snapshot = db.db
+        if merged:
+            snapshot |= {"more": 3}
+        db.purge()
+        db.db = snapshot
+        assert db.db == snapshot == CONTENT | {"theirs": 1, "ours": 2} | snapshot
+        assert ("more" in db) is merged
 
 
 def test_assigning_it_replaces_everything(db):

@@ -131,6 +131,39 @@ def test_without_autostart_nothing_is_started(location):
     assert os.listdir(location.parent) == []
 
 
+@pytest.mark.parametrize("state", ["starting", "loading", "serving"])
+def test_without_autostart_what_a_killed_daemon_told_is_not_waited_for(location, state):
+    with open(f"{location}.lock", "w") as lock:
+        lock.write(json.dumps({"pid": 4194300, "state": state}))
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match="autostart is off"):
+        PickleDB(location, autostart=False)
+    assert time.monotonic() - started < PATIENCE / 2
+    os.unlink(f"{location}.lock")
+
+
+def test_ctrl_c_for_the_starter_is_not_for_the_daemon_it_starts(location):
+    script = (
+        "import os, signal, sys, threading\n"
+        "signal.signal(signal.SIGINT, lambda number, frame: None)\n"
+        "from pickledbd_client import PickleDB\n"
+        "for delay in range(1, 30):\n"
+        "    threading.Timer(delay / 100, os.killpg, (0, signal.SIGINT)).start()\n"
+        "PickleDB(sys.argv[1], timeout=60).set('a', 1)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(location)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        start_new_session=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    with contextlib.closing(PickleDB(location)) as db:
+        assert db.get("a") == 1
+
+
 def test_a_lock_held_by_who_does_not_serve_is_told_within_the_timeout(location):
     with open(f"{location}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

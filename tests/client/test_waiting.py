@@ -178,6 +178,19 @@ def test_a_daemon_that_is_killed_during_a_write_leaves_its_outcome_unknown(locat
     os.unlink(f"{location}.lock")
 
 
+def test_a_save_that_its_daemon_did_not_survive_is_not_taken_for_done(location):
+    daemon = Daemon(location)
+    db = daemon.client(autostart=True)
+    db.set("a", 1)
+    os.kill(daemon.pid, signal.SIGSTOP)
+    timer = threading.Timer(0.2, daemon.process.kill)
+    timer.start()
+    with pytest.raises(Unavailable, match="went away during a save") as caught:
+        db.save()
+    assert not caught.value.outcome_known
+    timer.join()
+
+
 def test_a_daemon_that_dies_just_as_it_is_connected_to_is_noticed_at_once(tmp_path):
     path = tmp_path / "s.sock"
     with socket.socket(socket.AF_UNIX) as listener:

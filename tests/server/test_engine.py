@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 
 import pytest
 
@@ -93,6 +96,28 @@ def test_a_save_is_refused_where_another_owns_the_file_by_now(wired, caplog):
     other.release()
     wired.engine.save()
     assert wired.ask("info")["last_save_error"] is None
+
+
+def test_a_save_that_failed_is_due_again_even_if_nothing_changed(wired, monkeypatch):
+    wired.ask("set", key="a", value=1)
+    wired.engine.save()
+    wired.path.unlink()
+    fsync = os.fsync
+
+    def fail_for_directories(file):
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", fail_for_directories)
+    for _ in range(2):
+        wired.send("save")
+        ((_, reply),) = wired.engine.finish_turn()
+        assert "fsync of the directory" in json.loads(reply)["error"]["message"]
+    monkeypatch.undo()
+    wired.send("save")
+    ((_, reply),) = wired.engine.finish_turn()
+    assert json.loads(reply)["result"] == {"saved": True}
 
 
 def test_what_another_program_did_to_the_file_is_taken_over_if_nothing_is_unsaved(wired):
