@@ -8,8 +8,9 @@ import signal
 
 import hypothesis
 import pytest
+import zmq
 
-from support import Daemon, is_alive, owner_pid, wait_until
+from support import PATIENCE, Daemon, is_alive, owner_pid, wait_until
 
 # Speed is the benchmarks' business: a busy machine makes no example wrong.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -60,3 +61,13 @@ def db(daemon):
     """A client of `daemon`."""
     with contextlib.closing(daemon.client()) as client:
         yield client
+
+
+@pytest.fixture
+def dealer(daemon):
+    """A bare ZeroMQ socket connected to `daemon`, for what no client of ours would send."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        dealer.linger = 0
+        dealer.rcvtimeo = int(PATIENCE * 1000)
+        dealer.connect(daemon.endpoint)
+        yield dealer

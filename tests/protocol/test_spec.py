@@ -6,24 +6,11 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-import zmq
-
 from pickledbd_protocol import COMMANDS
 from pickledbd_protocol.errors import BY_CODE
-from support import PATIENCE
 
 SPEC = (Path(__file__).parents[2] / "protocol" / "SPEC.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```json (request|reply)\n(.*?)^```", SPEC, re.MULTILINE | re.DOTALL)
-
-
-@pytest.fixture
-def raw(daemon):
-    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
-        dealer.linger = 0
-        dealer.rcvtimeo = int(PATIENCE * 1000)
-        dealer.connect(daemon.endpoint)
-        yield dealer
 
 
 def matches(expected, found):
@@ -36,13 +23,13 @@ def matches(expected, found):
     return type(expected) is type(found) and expected == found
 
 
-def test_the_examples_are_what_a_daemon_answers(raw):
+def test_the_examples_are_what_a_daemon_answers(dealer):
     kinds = [kind for kind, _ in BLOCKS]
     assert kinds == ["request", "reply"] * (len(kinds) // 2)
     assert len(kinds) > 40
     for (_, request), (_, reply) in zip(BLOCKS[::2], BLOCKS[1::2], strict=True):
-        raw.send(request.encode())
-        found = raw.recv()
+        dealer.send(request.encode())
+        found = dealer.recv()
         assert matches(json.loads(reply), json.loads(found)), (request, found)
         assert list(json.loads(found).get("result", {})) == list(
             json.loads(reply).get("result", {})

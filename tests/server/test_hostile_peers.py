@@ -58,15 +58,6 @@ def content(db):
     assert db.ping()
 
 
-@pytest.fixture
-def dealer(daemon):
-    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
-        dealer.linger = 0
-        dealer.rcvtimeo = int(PATIENCE * 1000)
-        dealer.connect(daemon.endpoint)
-        yield dealer
-
-
 fuzz = settings(
     max_examples=300,
     # one daemon for all examples of a test is what is wanted: it has to survive them together
