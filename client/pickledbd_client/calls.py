@@ -7,7 +7,8 @@ method's value. Whoever has a socket, blocking or not, carries it there and back
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -20,6 +21,12 @@ MISSING: Any = object()
 """A default that raises KeyError instead."""
 
 
+PART_BYTES = 2**16
+"""A batch over this size is sent in parts of about it, so that the daemon never has to halt."""
+
+_PART_ITEMS = 500  # encoded at once; several such pieces make a part
+
+
 @dataclass(slots=True)
 class Call(Generic[T]):
     """One request, before it has an id, and the reading of its reply."""
@@ -27,6 +34,8 @@ class Call(Generic[T]):
     op: str
     args: bytes
     read: Callable[[Reply], T]
+    before: list[bytes] = field(default_factory=list)
+    """The arguments of messages to be sent before the last, where there are several."""
 
 
 def _true(_reply: Reply) -> bool:
@@ -69,10 +78,21 @@ def _keys_args(keys: Iterable[Any]) -> bytes:
     return b'{"keys":[%s]}' % b",".join(encode_key(str(key)) for key in keys)
 
 
-def _items_args(items: Mapping[Any, Any]) -> bytes:
+def _items_call(op: str, items: Mapping[Any, Any]) -> Call[bool]:
     if not isinstance(items, Mapping):
         raise InvalidValue(f"keys and values are set from a mapping, not a {type(items).__name__}")
-    return b'{"items":%s}' % encode_items({str(key): value for key, value in items.items()})
+    pairs = iter({str(key): value for key, value in items.items()}.items())
+    parts = [b""]
+    while piece := dict(islice(pairs, _PART_ITEMS)):
+        text = encode_items(piece)[1:-1]
+        if not parts[-1]:
+            parts[-1] = text
+        elif len(parts[-1]) + len(text) < PART_BYTES:
+            parts[-1] += b"," + text
+        else:
+            parts.append(text)
+    *before, last = (b'{"items":{%b}}' % part for part in parts)
+    return Call(op, last, _true, before)
 
 
 def get(key: str, default: Any = None) -> Call[Any]:
@@ -113,7 +133,7 @@ def get_many(keys: Iterable[Any]) -> Call[dict[str, Any]]:
 
 
 def set_many(items: Mapping[Any, Any]) -> Call[bool]:
-    return Call("set_many", _items_args(items), _true)
+    return _items_call("set_many", items)
 
 
 def remove_many(keys: Iterable[Any]) -> Call[int]:
@@ -133,7 +153,7 @@ def dump() -> Call[dict[str, Any]]:
 
 
 def replace(items: Mapping[Any, Any]) -> Call[bool]:
-    return Call("replace", _items_args(items), _true)
+    return _items_call("replace", items)
 
 
 def purge() -> Call[bool]:
@@ -148,8 +168,8 @@ def ping() -> Call[bool]:
     return Call("ping", b"{}", _true)
 
 
-def info() -> Call[dict[str, Any]]:
-    return Call("info", b"{}", _result)
+def info(*, reset: bool) -> Call[dict[str, Any]]:
+    return Call("info", b'{"reset":true}' if reset else b"{}", _result)
 
 
 def hello(versions: list[int]) -> Call[dict[str, Any]]:

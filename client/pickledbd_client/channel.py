@@ -95,19 +95,41 @@ def _knock(endpoint: str, deadline: Deadline) -> None:
         ) from None
 
 
+class Session:
+    """A client as daemons know it: a name, and ids that grow.
+
+    It outlives its connections, and daemons: a write that is sent again, with the id that it had,
+    is recognised by it.
+    """
+
+    def __init__(self) -> None:
+        self.client = uuid.uuid4().hex
+        self.channel: Channel | None = None
+        self._ids = count(1)
+
+    def next_id(self) -> int:
+        """The id of one further request."""
+        return next(self._ids)
+
+    def close(self) -> None:
+        """Drop the connection, if there is one; the next request needs a new one."""
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            channel.close()
+
+
 class Channel:
     """A connected channel to `endpoint`, protocol agreed. `daemon` is what it told of itself."""
 
-    def __init__(self, endpoint: str, deadline: Deadline) -> None:
+    def __init__(self, endpoint: str, session: Session, deadline: Deadline) -> None:
         """NobodyThereError, RequestTimeout or ProtocolError if there is no such channel."""
         self.endpoint = endpoint
-        self._client = uuid.uuid4().hex
-        self._ids = count(1)
+        self._client = session.client
         self._missed = self._skip = 0  # spins that were in vain, and requests that leave it out
         self._limit: int | None = None
         self._connect(deadline)
         try:
-            reply = self.exchange(hello([PROTOCOL_VERSION]), deadline)
+            reply = self.exchange(hello([PROTOCOL_VERSION]), session.next_id(), deadline)
             if reply.error is not None:
                 raise reply.error
             self.daemon = reply.result
@@ -165,26 +187,40 @@ class Channel:
         if hasattr(self, "_socket"):
             self.close()
 
-    def exchange(self, call: Call[Any], deadline: Deadline) -> Reply:
+    def exchange(
+        self,
+        call: Call[Any],
+        request_id: int,
+        deadline: Deadline,
+        *,
+        first_sent: float | None = None,
+    ) -> Reply:
         """Ask `call` and return the daemon's reply, which may hold an error.
 
+        `first_sent`: the time.monotonic() at which this very request was sent before, if it was.
         After any exception (RequestTimeout, ConnectionLostError, TooLarge, ProtocolError,
         KeyboardInterrupt) the channel has to be closed.
         """
-        if self._limit is not None and len(call.args) + _ENVELOPE > self._limit:
+        size = len(call.args) + sum(map(len, call.before))
+        size += _ENVELOPE * (len(call.before) + 1)
+        if self._limit is not None and size > self._limit:
             raise TooLarge(
-                f"a {call.op} of {len(call.args):,} bytes is over the {self._limit:,} that the "
+                f"a {call.op} of {size:,} bytes is over the {self._limit:,} that the "
                 "daemon accepts in one request; send less at once, or start it with a larger "
                 "--max-request"
             )
-        request_id = next(self._ids)
         left = remaining(deadline)
         budget_ms = 2**31 if left is None else int(left * 1000)
-        body = encode_request(call.op, request_id, self._client, budget_ms, call.args)
-        try:
-            self._socket.send(body, zmq.NOBLOCK)
-        except zmq.Again:
-            raise ConnectionLostError(sent=False) from None
+        age = None if first_sent is None else int((time.monotonic() - first_sent) * 1000) + 1
+        for part in call.before:
+            self._send(
+                encode_request(
+                    call.op, request_id, self._client, budget_ms, part, sent_ms_ago=age, more=True
+                )
+            )
+        self._send(
+            encode_request(call.op, request_id, self._client, budget_ms, call.args, sent_ms_ago=age)
+        )
         _waiting.append(None)
         try:
             self._spin()
@@ -192,8 +228,15 @@ class Channel:
         finally:
             _waiting.pop()
 
+    def _send(self, body: bytes) -> None:
+        try:
+            self._socket.send(body, zmq.NOBLOCK)
+        except zmq.Again:
+            raise ConnectionLostError(sent=False) from None
+
     def _receive(self, request_id: int, deadline: Deadline) -> Reply:
         parts: list[Reply] = []
+        left = remaining(deadline)
         while True:
             events = self._events()
             if events & zmq.POLLIN:
@@ -207,6 +250,8 @@ class Channel:
                 parts.append(reply)
                 if not reply.more:
                     return join_parts(parts)
+                # A part, be it an empty one, tells that the daemon is at it
+                deadline = None if left is None else time.monotonic() + left
             elif not events & zmq.POLLOUT:
                 raise ConnectionLostError(sent=True)
             else:

@@ -200,9 +200,12 @@ class PickleDB(MutableMapping[str, Any]):
 
     # About itself
 
-    def info(self) -> dict[str, Any]:
-        """What the daemon tells of itself (SPEC.md, info): its pid, endpoints, last save, ..."""
-        return self._link.request(calls.info())
+    def info(self, *, reset: bool = False) -> dict[str, Any]:
+        """What the daemon tells of itself (SPEC.md, info): its pid, endpoints, last save, ...
+
+        `reset`: `longest_slice_ms` begins anew after this answer.
+        """
+        return self._link.request(calls.info(reset=reset))
 
     def ping(self) -> bool:
         """True if the daemon answers."""

@@ -20,6 +20,7 @@ from pickledbd_client.channel import (
     ConnectionLostError,
     Deadline,
     NobodyThereError,
+    Session,
 )
 from pickledbd_client.owner import reach_owner
 from pickledbd_protocol import COMMANDS, NotAllowed, PickleDBError, RequestTimeout, Unavailable
@@ -27,7 +28,7 @@ from pickledbd_protocol import COMMANDS, NotAllowed, PickleDBError, RequestTimeo
 _RETRY_SECONDS = 0.05
 _LONGEST = 1_000_000.0  # seconds: the system's calls cannot wait for much more, so it waits on
 
-_inherited: list[Channel] = []  # a parent's channels, never to be used or closed by its child
+_inherited: list[Session] = []  # a parent's sessions, never to be used or closed by its child
 
 
 class Link:
@@ -38,48 +39,70 @@ class Link:
         self.daemon: dict[str, Any] = {}
         self._timeout = timeout
         self._autostart = autostart
-        self._idle: deque[Channel] = deque()
+        self._idle: deque[Session] = deque()
         self._pid = os.getpid()
         self._closed = False
         self._of_thread = threading.local()
 
     def connect(self) -> None:
         """Have a first connection. A daemon that is loading a large file is waited for."""
-        try:
-            self._idle.append(self._connect(self._deadline(), patient=True))
-        except RequestTimeout:
-            raise self._silent() from None
+        session = Session()
+        session.channel = self._connect(session, self._deadline())
+        self._idle.append(session)
 
     def request(self, call: Call[T]) -> T:
-        """Ask `call` and return its value. Raises what the daemon replied, or why there is none."""
+        """Ask `call` and return its value. Raises what the daemon replied, or why there is none.
+
+        If the daemon goes away it is asked again when it, or another in its place, is there.
+        """
         self._of_thread.requests = getattr(self._of_thread, "requests", 0) + 1
         deadline = self._deadline()
+        session = self._take()
+        request_id = session.next_id()
+        sent: float | None = None
         while True:
-            channel = self._take(deadline)
+            started = time.monotonic()
             try:
-                reply = channel.exchange(call, deadline)
+                reply = self._channel(session, deadline, asked=call if sent else None).exchange(
+                    call, request_id, deadline, first_sent=sent
+                )
             except ConnectionLostError as lost:
-                channel.close()
-                # Another daemon's save would not tell what became of this one's
-                if lost.sent and (COMMANDS[call.op].writes or call.op == "save"):
-                    raise Unavailable(
-                        f"the daemon at {channel.endpoint} went away during a {call.op}; "
-                        "it may or may not have been applied",
-                        outcome_known=False,
-                    ) from None
+                session.close()
+                sent = sent or (started if lost.sent else None)
+                if sent and not self._repeatable(call):
+                    raise self._unknown(call, "it went away meanwhile") from None
             except RequestTimeout:
-                channel.close()
-                raise self._timed_out(call, channel.endpoint) from None
+                session.close()
+                raise self._timed_out(call) from None
             except BaseException:
-                channel.close()
+                session.close()
                 raise
             else:
-                self._idle.append(channel)
+                self._idle.append(session)
                 if self._closed:
                     self.close()
                 if reply.error is not None:
                     raise reply.error
                 return call.read(reply)
+
+    def _channel(self, session: Session, deadline: Deadline, asked: Call[Any] | None) -> Channel:
+        """The session's channel, made anew if it was lost. `asked`: what was sent by that."""
+        if session.channel is None:
+            try:
+                session.channel = self._connect(session, deadline)
+            except (Unavailable, NotAllowed) as error:
+                if asked is None:
+                    raise
+                raise self._unknown(asked, str(error)) from None
+        return session.channel
+
+    def _repeatable(self, call: Call[Any]) -> bool:
+        """Whether the daemon that is there next may be asked the same."""
+        if call.op == "save":
+            # Where writes live on only by saves, the next daemon's save would not tell what
+            # became of what this one held.
+            return bool(self.daemon.get("durability", "save") != "save")
+        return not COMMANDS[call.op].writes or "repeats" in self.daemon["features"]
 
     def mark(self) -> tuple[int, int]:
         """What stays the same until this thread asks the next request."""
@@ -96,7 +119,7 @@ class Link:
             return None
         return time.monotonic() + self._timeout
 
-    def _take(self, deadline: Deadline) -> Channel:
+    def _take(self) -> Session:
         if self._pid != os.getpid():
             _inherited.extend(self._idle)
             self._idle = deque()
@@ -106,50 +129,58 @@ class Link:
         try:
             return self._idle.pop()
         except IndexError:
-            pass
-        try:
-            return self._connect(deadline, patient=False)
-        except RequestTimeout:
-            raise self._silent() from None
+            return Session()
 
-    def _connect(self, deadline: Deadline, *, patient: bool) -> Channel:
+    def _connect(self, session: Session, deadline: Deadline) -> Channel:
         """A new channel to where the target is now."""
-        if isinstance(self.target, Path):
-            channel = reach_owner(
-                self.target,
-                deadline=deadline,
-                autostart=self._autostart,
-                patient=patient,
-            )
-        else:
-            channel = self._connect_endpoint(self.target, deadline)
+        first = not self.daemon
+        try:
+            if isinstance(self.target, Path):
+                channel = reach_owner(
+                    self.target,
+                    session,
+                    deadline=deadline,
+                    autostart=self._autostart,
+                    first=first,
+                )
+            else:
+                channel = self._connect_endpoint(self.target, session, deadline, first=first)
+        except RequestTimeout:
+            raise Unavailable(
+                f"the daemon of {self.target} accepts connections but did not answer within "
+                f"{self._timeout} s; nothing was asked of it"
+            ) from None
         self.daemon = channel.daemon
         return channel
 
-    def _connect_endpoint(self, endpoint: str, deadline: Deadline) -> Channel:
+    def _connect_endpoint(
+        self, endpoint: str, session: Session, deadline: Deadline, *, first: bool
+    ) -> Channel:
         """A channel to `endpoint`. A daemon that was there before and is gone is waited for."""
         while True:
             try:
-                return Channel(endpoint, deadline)
+                return Channel(endpoint, session, deadline)
             except NobodyThereError as error:
                 if error.forbidden:
                     raise NotAllowed(f"not allowed to connect to {endpoint}: {error.why}") from None
-                late = deadline is not None and time.monotonic() > deadline
-                if not self.daemon or late:
+                if first or (deadline is not None and time.monotonic() > deadline):
                     raise Unavailable(
                         f"no daemon at {endpoint}: {error.why}; "
                         f"start one with: pickledbd LOCATION --bind {endpoint}"
                     ) from None
             time.sleep(_RETRY_SECONDS)
 
-    def _silent(self) -> PickleDBError:
+    def _unknown(self, call: Call[Any], why: str) -> Unavailable:
+        if not COMMANDS[call.op].writes and call.op != "save":
+            return Unavailable(f"the daemon of {self.target} did not answer a {call.op}: {why}")
         return Unavailable(
-            f"the daemon of {self.target} accepts connections but did not answer within "
-            f"{self._timeout} s; nothing was asked of it"
+            f"the daemon of {self.target} did not answer a {call.op}, which may or may not have "
+            f"been applied: {why}",
+            outcome_known=False,
         )
 
-    def _timed_out(self, call: Call[Any], endpoint: str) -> PickleDBError:
-        message = f"the daemon at {endpoint} did not answer a {call.op} within {self._timeout} s"
+    def _timed_out(self, call: Call[Any]) -> PickleDBError:
+        message = f"the daemon of {self.target} did not answer a {call.op} within {self._timeout} s"
         if COMMANDS[call.op].writes:
             return RequestTimeout(
                 f"{message}; it may or may not have been applied, or may be yet",

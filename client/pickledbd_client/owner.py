@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from pickledbd_client.channel import Channel, Deadline, NobodyThereError
+from pickledbd_client.channel import Channel, Deadline, NobodyThereError, Session
 from pickledbd_client.starting import Started, is_free, lock_path, start
 from pickledbd_protocol import NotAllowed, Unavailable
 
@@ -24,23 +24,31 @@ _RETRY_SECONDS = 0.02
 _STARTING = ("starting", "loading")
 
 
-def reach_owner(path: Path, *, deadline: Deadline, autostart: bool, patient: bool) -> Channel:
+def reach_owner(
+    path: Path,
+    session: Session,
+    *,
+    deadline: Deadline,
+    autostart: bool,
+    first: bool,
+) -> Channel:
     """A channel to the daemon that owns `path`.
 
-    `patient`: a daemon that is loading its file is waited for beyond the deadline, as long as
-    it gets on. Unavailable or NotAllowed if nobody can be reached, RequestTimeout if the owner
-    does not answer.
+    `first`: a daemon that is loading its file is waited for beyond the deadline, as long as it
+    gets on; but where there is none, and none is to be started, there is nobody to wait for.
+    Later one that is gone is expected to come back until the deadline. Unavailable or NotAllowed
+    if nobody can be reached, RequestTimeout if the owner does not answer.
     """
     started: Started | None = None
     seen: dict[str, Any] = {}
     while True:
         told = _read(path)
-        if patient and deadline is not None and told != seen and told.get("state") in _STARTING:
+        if first and deadline is not None and told != seen and told.get("state") in _STARTING:
             deadline = max(deadline, time.monotonic() + STARTING_SECONDS)
         seen = told
         problem = _problem(told)
         for endpoint in told.get("endpoints", ()):
-            found = _try(endpoint, path, told, deadline)
+            found = _try(endpoint, path, session, told=told, deadline=deadline)
             if isinstance(found, Channel):
                 return found
             problem = found
@@ -48,17 +56,19 @@ def reach_owner(path: Path, *, deadline: Deadline, autostart: bool, patient: boo
             started = None
         elif not started and autostart:
             started = start(path)
-        elif not started and (told.get("state") not in _STARTING or is_free(path)):
+        elif first and not started and (told.get("state") not in _STARTING or is_free(path)):
             raise Unavailable(f"cannot reach {path}: {problem}, and autostart is off")
         if deadline is not None and time.monotonic() > deadline:
             raise Unavailable(f"cannot reach {path}: {problem}")
         time.sleep(_RETRY_SECONDS)
 
 
-def _try(endpoint: str, path: Path, told: dict[str, Any], deadline: Deadline) -> Channel | str:
+def _try(
+    endpoint: str, path: Path, session: Session, *, told: dict[str, Any], deadline: Deadline
+) -> Channel | str:
     """A channel to `endpoint` if the owner of `path` is there, else what was found instead."""
     try:
-        channel = Channel(endpoint, deadline)
+        channel = Channel(endpoint, session, deadline)
     except NobodyThereError as error:
         if error.forbidden:
             raise NotAllowed(

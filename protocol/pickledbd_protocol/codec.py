@@ -32,6 +32,12 @@ class Request:
     budget_ms: int | None
     command: Command
     args: dict[str, Any]
+    sent_ms_ago: int | None = None
+    """How long ago it was first sent, in milliseconds; None if this is the first time."""
+    more: bool = False
+    """Further messages with the same id follow, whose items are to be added to these."""
+    size: int = 0
+    """Bytes of the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +66,24 @@ class Reply:
         return restore(decoded) if self.binary else decoded
 
 
-def encode_request(op: str, request_id: int, client: str, budget_ms: int, args: bytes) -> bytes:
+def encode_request(
+    op: str,
+    request_id: int,
+    client: str,
+    budget_ms: int,
+    args: bytes,
+    *,
+    sent_ms_ago: int | None = None,
+    more: bool = False,
+) -> bytes:
     """The body frame of a request. `args` is the JSON text of the arguments' object."""
-    return b'{"id":%d,"client":"%s","budget_ms":%d,"op":"%s","args":%s}' % (
+    return b'{"id":%d,"client":"%s","budget_ms":%d,"op":"%s",%s%s"args":%s}' % (
         request_id,
         client.encode(),
         budget_ms,
         op.encode(),
+        b"" if sent_ms_ago is None else b'"sent_ms_ago":%d,' % sent_ms_ago,
+        b'"more":true,' if more else b"",
         args,
     )
 
@@ -78,30 +95,40 @@ def decode_request(frames: Sequence[bytes]) -> Request | Refused:
         if len(frames) != 1:
             raise ProtocolError(f"a request is one frame, not {len(frames)} (use DEALER, not REQ)")
         body = frames[0]
-        try:
-            envelope = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise ProtocolError(f"the request is not JSON: {error}") from None
-        if type(envelope) is not dict:
-            raise ProtocolError("a request is a JSON object")
+        envelope = _envelope(body)
         request_id = _request_id(envelope)
         client = envelope.get("client")
         budget_ms = envelope.get("budget_ms")
         op = envelope.get("op")
         if type(client) is not str or not 0 < len(client) <= CLIENT_MAX:
             raise ProtocolError(f"client must be a string of 1 to {CLIENT_MAX} characters")
-        if budget_ms is not None and (type(budget_ms) is not int or budget_ms < 0):
-            raise ProtocolError("budget_ms must be an integer of milliseconds, or absent")
+        sent_ms_ago = envelope.get("sent_ms_ago")
+        more = envelope.get("more", False)
+        for name, value in (("budget_ms", budget_ms), ("sent_ms_ago", sent_ms_ago)):
+            if value is not None and (type(value) is not int or value < 0):
+                raise ProtocolError(f"{name} must be an integer of milliseconds, or absent")
         command = COMMANDS.get(op) if type(op) is str else None
         if command is None:
             raise ProtocolError(f"this daemon knows no command {str(op)[:80]!r}")
         args = envelope.get("args", {})
         check_args(command, args)
+        if type(more) is not bool or (more and not command.parts):
+            raise ProtocolError(f"{command.name}: more is for large set_many and replace")
         if command.writes:
             check_integers(body)
     except PickleDBError as error:
         return Refused(request_id, error)
-    return Request(request_id, client, budget_ms, command, args)
+    return Request(request_id, client, budget_ms, command, args, sent_ms_ago, more, len(body))
+
+
+def _envelope(body: bytes) -> dict[str, Any]:
+    try:
+        envelope = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(f"the request is not JSON: {error}") from None
+    if type(envelope) is not dict:
+        raise ProtocolError("a request is a JSON object")
+    return envelope
 
 
 def _request_id(envelope: dict[str, Any]) -> int:
@@ -119,7 +146,9 @@ def encode_reply(request_id: int, result: bytes, *, more: bool = False) -> bytes
 
 def encode_error(request_id: int | None, error: PickleDBError) -> bytes:
     """The body frame that tells a client of `error`."""
-    told = {"code": error.code, "message": str(error)}
+    told: dict[str, Any] = {"code": error.code, "message": str(error)}
+    if not error.outcome_known:
+        told["outcome_known"] = False
     try:
         return orjson.dumps({"id": request_id, "error": told})
     except TypeError:  # a message quotes what the operating system said, which can be anything
@@ -136,6 +165,8 @@ def decode_reply(body: bytes) -> Reply:
         if "error" in envelope:
             told = envelope["error"]
             error = BY_CODE.get(told["code"], PickleDBError)(told["message"])
+            if told.get("outcome_known") is False:
+                error.outcome_known = False
         if type(result) is not dict or not (request_id is None or type(request_id) is int):
             raise TypeError
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
@@ -148,7 +179,9 @@ def join_parts(parts: Sequence[Reply]) -> Reply:
     whole = parts[0]
     for part in parts[1:]:
         for name, found in part.result.items():
-            known = whole.result.get(name)
+            known = whole.result.setdefault(name, found)
+            if known is found:
+                continue
             if type(known) is list and type(found) is list:
                 known.extend(found)
             elif type(known) is dict and type(found) is dict:

@@ -30,6 +30,10 @@ def _is_items(value: Any) -> bool:
     return type(value) is dict
 
 
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
 def _is_versions(value: Any) -> bool:
     return type(value) is list and all(type(v) is int for v in value)
 
@@ -46,6 +50,7 @@ KEY = Kind(_is_key, "a string")
 KEYS = Kind(_is_keys, "an array of strings")
 VALUE = Kind(_any, "any JSON value")
 ITEMS = Kind(_is_items, "an object")
+FLAG = Kind(_is_flag, "true or false")
 VERSIONS = Kind(_is_versions, "an array of integers")
 
 
@@ -55,12 +60,17 @@ class Command:
 
     `writes`: it may change the data, so it must not be repeated blindly after a lost reply.
     `waits`: its reply may come much later than those of commands sent after it.
+    `whole`: it concerns the whole content, not some keys of it.
+    `parts`: a large one may be sent in several messages.
     """
 
     name: str
     args: Mapping[str, Kind] = field(default_factory=dict)
+    optional: Mapping[str, Kind] = field(default_factory=dict)
     writes: bool = False
     waits: bool = False
+    whole: bool = False
+    parts: bool = False
 
 
 COMMANDS: dict[str, Command] = {
@@ -69,7 +79,7 @@ COMMANDS: dict[str, Command] = {
         # about the daemon
         Command("hello", {"versions": VERSIONS}),
         Command("ping"),
-        Command("info"),
+        Command("info", optional={"reset": FLAG}),
         Command("save", waits=True),
         # one key
         Command("get", {"key": KEY}),
@@ -78,23 +88,23 @@ COMMANDS: dict[str, Command] = {
         Command("setdefault", {"key": KEY, "value": VALUE}, writes=True),
         Command("remove", {"key": KEY}, writes=True),
         Command("pop", {"key": KEY}, writes=True),
-        Command("popitem", writes=True),
+        Command("popitem", writes=True, whole=True),
         # many keys, each command all-or-nothing
         Command("get_many", {"keys": KEYS}),
-        Command("set_many", {"items": ITEMS}, writes=True),
+        Command("set_many", {"items": ITEMS}, writes=True, parts=True),
         Command("remove_many", {"keys": KEYS}, writes=True),
         # the whole database
-        Command("len"),
-        Command("all"),
-        Command("dump"),
-        Command("replace", {"items": ITEMS}, writes=True),
-        Command("purge", writes=True),
+        Command("len", whole=True),
+        Command("all", whole=True, waits=True),
+        Command("dump", whole=True, waits=True),
+        Command("replace", {"items": ITEMS}, writes=True, whole=True, parts=True),
+        Command("purge", writes=True, whole=True),
     )
 }
 
 
 def check_args(command: Command, args: Any) -> None:
-    """Raise ProtocolError unless `args` is an object with exactly the command's arguments."""
+    """Raise ProtocolError unless `args` is an object with just the command's arguments."""
     if type(args) is not dict:
         raise ProtocolError(f"{command.name}: args must be an object")
     for name, kind in command.args.items():
@@ -102,6 +112,11 @@ def check_args(command: Command, args: Any) -> None:
             raise ProtocolError(f"{command.name}: argument {name!r} is missing")
         if not kind.holds(args[name]):
             raise ProtocolError(f"{command.name}: argument {name!r} must be {kind.described}")
-    if len(args) != len(command.args):
-        unknown = sorted(args.keys() - command.args.keys())
-        raise ProtocolError(f"{command.name}: this daemon knows no argument {unknown[0][:80]!r}")
+    if len(args) == len(command.args):
+        return
+    for name in sorted(args.keys() - command.args.keys()):
+        if name not in command.optional:
+            raise ProtocolError(f"{command.name}: this daemon knows no argument {name[:80]!r}")
+        kind = command.optional[name]
+        if not kind.holds(args[name]):
+            raise ProtocolError(f"{command.name}: argument {name!r} must be {kind.described}")

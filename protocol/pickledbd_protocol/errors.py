@@ -13,6 +13,9 @@ class PickleDBError(Exception):
 
     code = "internal"
 
+    outcome_known = True
+    """True: nothing was changed. False: the write may have been applied, or may be yet."""
+
 
 # The caller's: the request was wrong; nothing was changed, and repeating it will not help.
 
@@ -67,9 +70,6 @@ class WritesRefused(PickleDBError, OSError):
 
 class _NoAnswer(PickleDBError):
     """Base of the errors after which a write may or may not have been applied."""
-
-    outcome_known: bool
-    """True: nothing was changed. False: the write may have been applied, or may be yet."""
 
     def __init__(self, *args: object, outcome_known: bool = True) -> None:
         super().__init__(*args)

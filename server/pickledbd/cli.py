@@ -7,27 +7,37 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import logging
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pickledbd.checking import check
 from pickledbd.endpoints import CannotServe, Claim, is_utf8, private_endpoint
-from pickledbd.engine import Engine, Status
+from pickledbd.engine import Engine
+from pickledbd.journal import Journal
 from pickledbd.loop import Loop, Signals
 from pickledbd.notify import notify
 from pickledbd.ownership import AlreadyOwnedError, Ownership
+from pickledbd.recovery import recover
+from pickledbd.saver import Gate, Saver
 from pickledbd.snapshot import DataFile, Unreadable
+from pickledbd.status import Status
 from pickledbd.store import Store
+from pickledbd.tasks import Tasks
 from pickledbd_protocol import SaveFailed, __version__
 
 log = logging.getLogger(__name__)
 
 MIB = 2**20
 
-NAME_MAX = 255 - len(".replaced-1234567890123456789")
+EXTEND_USEC = 60_000_000
+"""While something takes long: how much later than now the service manager is to give up."""
+
+NAME_MAX = 255 - len(".journal.1234567.discarded-1234567890123456789")
 """The longest name, in bytes, that leaves room for those of the files beside it."""
 
 
@@ -42,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.pop("NOTIFY_SOCKET", None)  # its starter's, which has its own state to tell
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="pickledbd: %(message)s")
     try:
+        if options.check:
+            return check(_data_path(options.location))
         with contextlib.ExitStack() as stack:
             _serve(options, stack)
     except (CannotServe, Unreadable, SaveFailed) as error:
@@ -84,6 +96,42 @@ def _parser() -> argparse.ArgumentParser:
         default=256 * MIB,
         help="the largest request accepted, in MiB, at most 1024 (default: 256)",
     )
+    parser.add_argument(
+        "--durability",
+        choices=("save", "journal", "fsync"),
+        default="journal",
+        help="when a write is safe: at the next save; in the operating system before its reply, so "
+        "that the daemon may be killed, and on disk within a second (the default); or on disk "
+        "before its reply",
+    )
+    parser.add_argument(
+        "--backups",
+        metavar="N",
+        type=_count,
+        default=0,
+        help="keep the last N data files that saves replaced, as LOCATION.backup-TIME (default: 0)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only read the data file and its journal, and say what is found; changes nothing",
+    )
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--replay-journal",
+        dest="choice",
+        action="store_const",
+        const="replay",
+        help="where data file and journal do not fit together: apply to the file what can be "
+        "read of the journal, and save",
+    )
+    choice.add_argument(
+        "--discard-journal",
+        dest="choice",
+        action="store_const",
+        const="discard",
+        help="where they do not: do without the journal, which is kept under another name",
+    )
     parser.add_argument("--version", action="version", version=f"pickledbd {__version__}")
     # How a client starts it: with the lock already held, and as nobody's child.
     parser.add_argument("--lock-fd", type=int, help=argparse.SUPPRESS)
@@ -94,6 +142,13 @@ def _parser() -> argparse.ArgumentParser:
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
         raise ValueError
     return value
 
@@ -116,9 +171,11 @@ def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
         log.info("stopping: %s", why)
     finally:
         # Also after a fault of the loop's: what was acknowledged is whole, and worth keeping.
-        notify(STOPPING=1, STATUS="saving")
-        if engine.unsaved:
-            engine.save()
+        notify(STOPPING=1)
+        failure = engine.finish(lambda: notify(STATUS="saving", EXTEND_TIMEOUT_USEC=EXTEND_USEC))
+    if failure is not None:
+        raise failure
+    engine.end()
 
 
 def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Engine, Loop]:
@@ -135,36 +192,89 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
         claims.append(Claim(endpoint, private=not options.bind))
         stack.callback(claims[-1].release)
 
-    file = DataFile(path)
-    file.sweep()
-
-    def progress(done: int) -> None:
+    def progress(what: str, done: int) -> None:
         if signals.received:
             raise _Stopped
         owner.announce({"pid": os.getpid(), "state": "loading", "bytes": done})
-        notify(STATUS=f"loading {path}: {done / MIB:.0f} MiB")
+        status = f"reading {what}: {done / MIB:.0f} MiB"
+        notify(STATUS=status, EXTEND_TIMEOUT_USEC=EXTEND_USEC)
 
-    store = Store(file.load(progress))
     status = Status(location=str(path), request_bytes=options.max_request)
-    engine = Engine(store, file, owner, status)
+    file = DataFile(path, options.backups)
+    engine, tasks = _recover(
+        options, file, stack, owner=owner, status=status, signals=signals, progress=progress
+    )
     loop = Loop(
         engine,
         claims,
         owner=owner,
         status=status,
         signals=signals,
+        tasks=tasks,
         idle_exit=options.idle_exit,
     )
     stack.callback(loop.close)
+    # What is there now stays: the collector need not look through it again and again
+    gc.collect()
+    gc.freeze()
     status.endpoints = loop.bind()
     owner.announce({"pid": os.getpid(), "state": "serving", "endpoints": status.endpoints})
     where = " and ".join(status.endpoints)
     with contextlib.suppress(OSError):  # whoever would have read it has gone
-        print(f"pickledbd: serving {path} ({len(store)} keys) at {where}", flush=True)  # noqa: T201 - the ready line
+        print(f"pickledbd: serving {path} ({engine.keys} keys) at {where}", flush=True)  # noqa: T201 - the ready line
     if options.detach:
         _leave_terminal()
-    notify(READY=1, STATUS=f"serving {len(store)} keys")
+    notify(READY=1, STATUS=f"serving {engine.keys} keys")
     return engine, loop
+
+
+def _recover(
+    options: argparse.Namespace,
+    file: DataFile,
+    stack: contextlib.ExitStack,
+    *,
+    owner: Ownership,
+    status: Status,
+    signals: Signals,
+    progress: Callable[[str, int], None],
+) -> tuple[Engine, Tasks]:
+    """An engine with what the data file and its journals hold."""
+    file.sweep()
+    found = recover(file, choice=options.choice, progress=progress)
+    for warning in found.warnings:
+        log.warning("%s", warning)
+    longest = max(found.steps, key=lambda step: found.steps[step])
+    log.info(
+        "loaded %s: %d keys, %d changes from the journal; the longest step was %s, %.3f s",
+        file.path,
+        len(found.table),
+        found.replayed,
+        longest,
+        found.steps[longest],
+    )
+    store = Store(found.table)
+    journal = Journal(
+        file.path, durable=options.durability, known=found.known, highest=found.highest
+    )
+    tasks, gate = Tasks(), Gate(store)
+    saver = Saver(
+        store,
+        file,
+        journal,
+        found.retries,
+        owner=owner,
+        status=status,
+        tasks=tasks,
+        gate=gate,
+        wake=signals.wake,
+    )
+    stack.callback(journal.close)
+    stack.callback(saver.close)
+    saver.loaded(file.size)
+    store.changes += found.replayed
+    engine = Engine(store, journal, found.retries, saver, status=status, tasks=tasks, gate=gate)
+    saver.begin(found.superfluous, choice=options.choice)
+    return engine, tasks
 
 
 def _raise_descriptor_limit() -> None:

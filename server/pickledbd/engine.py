@@ -1,7 +1,9 @@
-"""The owner's mind: requests in, replies out, and when to save. No sockets.
+"""The owner's mind: requests in, replies out. No sockets.
 
-The loop hands in what arrived and, when it has handed in all of it, ends the turn; a `save` is
-parked until then, so that any number of them share one. Everything runs in the loop's thread.
+The loop hands in what arrived and, when it has handed in enough, ends the turn: what the turn
+changed is appended to the journal in one write, and only then are its replies given out. Where
+that fails the changes are undone and the requests answered once more, writes by a refusal. What
+takes long goes on as tasks between the turns. Everything runs in the loop's thread.
 """
 
 from __future__ import annotations
@@ -9,16 +11,24 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
 
-from pickledbd.handlers import HANDLERS
-from pickledbd.ownership import AlreadyOwnedError, Ownership
-from pickledbd.snapshot import DataFile, Unreadable
+from pickledbd import records
+from pickledbd.batches import Batch, Batches
+from pickledbd.disk import DiskError
+from pickledbd.handlers import HANDLERS, READERS
+from pickledbd.journal import Journal
+from pickledbd.records import Answer
+from pickledbd.retries import Retries, now_ms
+from pickledbd.saver import Gate, Saver
+from pickledbd.status import Status
 from pickledbd.store import Store
+from pickledbd.table import View
+from pickledbd.tasks import Task, Tasks
 from pickledbd_protocol import (
     PROTOCOL_VERSION,
     PickleDBError,
@@ -26,6 +36,7 @@ from pickledbd_protocol import (
     Refused,
     Request,
     SaveFailed,
+    WritesRefused,
     __version__,
     decode_request,
     encode_error,
@@ -36,138 +47,329 @@ log = logging.getLogger(__name__)
 
 Peer = bytes
 
+ALIVE_SECONDS = 1.0
+"""How often who waits for something long is told that it is being done."""
 
-@dataclass
-class Status:
-    """What the daemon tells about itself; the loop and the engine each keep their own part."""
-
-    location: str
-    request_bytes: int
-    endpoints: list[str] = field(default_factory=list)
-    clients: int = 0
-    started: float = field(default_factory=time.monotonic)
-    longest_slice_ms: float = 0.0
-    last_save_time: float | None = None
-    last_save_duration_ms: float | None = None
-    last_save_error: str | None = None
+FEATURES = ["repeats", "parts"]
+"""What this daemon can do beyond the first protocol version 1 (SPEC.md, The first exchange)."""
 
 
 class Engine:
-    """Applies requests to the store and saves it to its file."""
+    """Applies requests to the store, and makes what they change durable before it answers."""
 
-    def __init__(self, store: Store, file: DataFile, owner: Ownership, status: Status) -> None:
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        retries: Retries,
+        saver: Saver,
+        *,
+        status: Status,
+        tasks: Tasks,
+        gate: Gate,
+    ) -> None:
+        self.turn_over = False
+        """Whether the loop is to end the turn now."""
         self._store = store
-        self._file = file
-        self._owner = owner
+        self._journal = journal
+        self._retries = retries
+        self._saver = saver
         self._status = status
-        self._saved_changes = 0
-        self._saves: list[tuple[Peer, int]] = []
+        self._tasks = tasks
+        self._gate = gate
+        self._batches = Batches(status.request_bytes)
+        self._turn: list[tuple[Peer, Request]] = []
+        self._replies: list[tuple[Peer, bytes]] = []
+        self._lines: list[bytes] = []
+        self._answered: list[tuple[str, Answer | None]] = []  # with the answer before
+        self._reads: list[tuple[Peer, Request]] = []
+        self._saves: list[tuple[Peer, Request]] = []
+        self._large: list[tuple[Peer, Request, Batch]] = []
+        self._held: deque[tuple[Peer, Request]] = deque()  # until an adopted batch is in place
+        self._waiting: dict[tuple[Peer, int], None] = {}  # answers that take long
+        self._tell_alive = 0.0
+        self._gone: set[Peer] = set()
 
-    @property
-    def dirty(self) -> int:
-        """How many changes the file does not hold."""
-        return self._store.changes - self._saved_changes
+    # Turns
 
-    @property
-    def unsaved(self) -> bool:
-        """Whether the disk may hold something else than the store."""
-        return self.dirty > 0 or self._status.last_save_error is not None
-
-    def receive(self, peer: Peer, frames: Sequence[bytes]) -> Iterable[bytes]:
-        """Apply one message and return its reply's messages: none yet if it has to wait."""
+    def receive(self, peer: Peer, frames: Sequence[bytes]) -> None:
+        """Take in one message."""
         request = decode_request(frames)
         if isinstance(request, Refused):
-            return [encode_error(request.id, request.error)]
+            self._replies.append((peer, encode_error(request.id, request.error)))
+        else:
+            self._admit(peer, request)
+
+    def _admit(self, peer: Peer, request: Request) -> None:
+        if self._store.folding and (
+            request.command.whole or any(peer == held for held, _ in self._held)
+        ):
+            self._held.append((peer, request))
+            return
+        self._turn.append((peer, request))
+        self._answer(peer, request)
+
+    def _answer(self, peer: Peer, request: Request) -> None:
+        start = self._store.logged()
         try:
-            return self._apply(peer, request)
+            reply = self._apply(peer, request)
         except PickleDBError as error:
-            return [encode_error(request.id, error)]
+            reply = encode_error(request.id, error)
         except Exception:
             # Whatever it was, it was one request's; the others must go on.
             log.exception("a %s of client %s failed", request.command.name, request.client)
+            self._store.roll_back(start)
             fault = PickleDBError(f"{request.command.name} failed in the daemon; see its log")
-            return [encode_error(request.id, fault)]
+            reply = encode_error(request.id, fault)
+        if reply is not None:
+            self._replies.append((peer, reply))
 
-    def _apply(self, peer: Peer, request: Request) -> Iterable[bytes]:
+    def _apply(self, peer: Peer, request: Request) -> bytes | None:
+        """The reply, or None if it comes later."""
         name = request.command.name
+        if request.command.writes:
+            return self._write(peer, request)
         handler = HANDLERS.get(name)
-        if handler:
-            result = handler(self._store, request.args)
-            if isinstance(result, bytes):
-                return [encode_reply(request.id, result)]
-            return _parts(request.id, result)
+        if handler is not None:
+            return encode_reply(request.id, handler(self._store, request.args))
+        if name in READERS:
+            self._reads.append((peer, request))
+            self.turn_over = True  # what the next request changes is not to be in it
+            return None
         if name == "save":
-            self._saves.append((peer, request.id))
-            return []
+            self._saves.append((peer, request))
+            return None
         about: dict[str, Any] = {}
         if name == "hello":
             about = self._hello(request.args["versions"])
         elif name == "info":
-            about = self._info()
-        return [encode_reply(request.id, orjson.dumps(about))]
+            about = self._info(reset=request.args.get("reset", False))
+        return encode_reply(request.id, orjson.dumps(about))
+
+    def _write(self, peer: Peer, request: Request) -> bytes | None:
+        known = self._retries.answered(request)
+        if known is not None:
+            return encode_reply(request.id, known)
+        if self._saver.refusing is not None:
+            raise self._refusal(self._saver.refusing)
+        if request.command.parts:
+            batch = self._batches.gather(peer, request)
+            if batch is None:
+                return None
+            if batch.is_large:
+                self._large.append((peer, request, batch))
+                return None
+        start = self._store.logged()
+        result = HANDLERS[request.command.name](self._store, request.args)
+        if self._store.logged() > start:
+            answer = _answer_to(request, result)
+            if self._journal.appends:
+                sets, removed, clear = self._store.effect(start)
+                line = records.effects(sets, removed, clear=clear, answer=answer)
+                self._lines.append(line)
+            self._answered.append((request.client, self._retries.forget(request.client)))
+            self._retries.remember(answer)
+        return encode_reply(request.id, result)
+
+    def _refusal(self, why: str) -> WritesRefused:
+        return WritesRefused(
+            f"writes to {self._status.location} are refused, reads go on: {why}; "
+            "they are accepted again once a save succeeds"
+        )
 
     def finish_turn(self) -> list[tuple[Peer, bytes]]:
-        """End a turn: one save for all that asked, and their replies."""
-        if not self._saves:
-            return []
-        waiting, self._saves = self._saves, []
-        try:
-            saved = self.unsaved or not self._file.exists() or self._file.changed()
-            if saved:
-                self.save()
-        except SaveFailed as error:
-            return [(peer, encode_error(request_id, error)) for peer, request_id in waiting]
-        result = b'{"saved":true}' if saved else b'{"saved":false}'
-        return [(peer, encode_reply(request_id, result)) for peer, request_id in waiting]
+        """Make durable what the turn changed; the replies."""
+        if self._lines:
+            try:
+                self._journal.write(self._lines)
+            except DiskError as error:
+                self._undo_turn(error)
+        self._store.commit()
+        self._lines.clear()
+        self._answered.clear()
+        self._turn.clear()
+        self.turn_over = False
+        for peer, request in self._reads:
+            self._waiting[peer, request.id] = None
+            self._tasks.add(self._read(peer, request, self._store.view()))
+        for peer, request, batch in self._large:
+            self._waiting[peer, request.id] = None
+            self._tasks.add(self._carry_out(peer, request, batch))
+        self._reads.clear()
+        self._large.clear()
+        self._begin_saves()
+        return self.take_replies()
 
-    def save(self) -> None:
-        """Write the store to its file. SaveFailed if it is not on disk.
+    def _undo_turn(self, error: DiskError) -> None:
+        """Have nothing of this turn's changes, and answer its requests once more."""
+        self._saver.failed(error)
+        self._store.roll_back()
+        for client, before in reversed(self._answered):
+            self._retries.forget(client)
+            if before is not None:
+                self._retries.remember(before)
+        turn, self._turn = self._turn, []
+        self._replies.clear()
+        self._reads.clear()
+        self._large.clear()
+        self._saves.clear()
+        for peer, request in turn:
+            self._answer(peer, request)
 
-        A failure is logged once, however often it is met again.
+    def take_replies(self) -> list[tuple[Peer, bytes]]:
+        """The replies that are ready to be sent."""
+        replies, self._replies = self._replies, []
+        return replies
+
+    # Between the turns
+
+    def tick(self, now: float) -> float:
+        """Do what is due at time.monotonic() `now`; when to be called again at the latest."""
+        if self._held and not self._store.folding:
+            held, self._held = self._held, deque()
+            for peer, request in held:
+                self._admit(peer, request)
+                if self.turn_over:
+                    self._replies = self.finish_turn()
+            self._replies = self.finish_turn()
+        if not self._waiting:
+            self._tell_alive = now + ALIVE_SECONDS
+            self._gone.clear()
+        elif now >= self._tell_alive:
+            self._tell_alive = now + ALIVE_SECONDS
+            for peer, request_id in self._waiting:
+                self._replies.append((peer, encode_reply(request_id, b"{}", more=True)))
+        return min(self._saver.tick(now), self._tell_alive if self._waiting else now + 60)
+
+    @property
+    def keys(self) -> int:
+        """How many keys there are."""
+        return len(self._store)
+
+    @property
+    def dirty(self) -> int:
+        """How many changes the data file does not hold."""
+        return self._saver.dirty
+
+    def finish(self, progress: Callable[[], None] = lambda: None) -> SaveFailed | None:
+        """End all that was begun and save what is unsaved, serving nobody; why that failed.
+
+        `progress` is called from time to time.
         """
-        status = self._status
-        started = time.monotonic()
-        changes = self._store.changes
-        try:
-            self._keep_owning()
-            self._file.save(self._store.items())
-        except SaveFailed as error:
-            if status.last_save_error != str(error):
-                log.error("%s", error)
-            status.last_save_error = str(error)
-            raise
-        self._saved_changes = changes
-        status.last_save_error = None
-        status.last_save_time = time.time()
-        status.last_save_duration_ms = round((time.monotonic() - started) * 1e3, 3)
+        self._tasks.finish(progress)
+        failure: SaveFailed | None = None
 
-    def _keep_owning(self) -> None:
-        """Have the lock, anew if somebody removed its file; SaveFailed if it is another's now."""
-        try:
-            self._owner.restore()
-        except AlreadyOwnedError as taken:
-            why = f"it was removed, and pid {taken.owner.get('pid')} holds it now"
-        except OSError as error:
-            why = str(error.strerror)
-        else:
-            return
-        raise SaveFailed(f"cannot save {self._file.path}: its lock file {self._owner.path}: {why}")
+        def saved(error: SaveFailed | None) -> None:
+            nonlocal failure
+            failure = error
+
+        if self._saver.unsaved:
+            self._saver.save(saved)
+            self._tasks.finish(progress)
+        return failure
+
+    def end(self) -> None:
+        """Tidy up after a `finish` that succeeded."""
+        self._saver.end()
 
     def refresh(self) -> None:
-        """Take over what another program did to the file, if nothing of ours is unsaved.
+        """Take over what another program did to the data file, if nothing of ours is unsaved.
 
         Only for a moment when no client is connected: to each of them the content would change
         by itself.
         """
-        if self.unsaved or not self._file.changed():
-            return
+        if not self._tasks and self._saver.refresh():
+            log.warning("%s was changed by another program; loaded again", self._status.location)
+
+    def upkeep(self) -> None:
+        """Forget what nobody will ask for any more."""
+        self._retries.expire()
+        self._batches.expire()
+
+    def gone(self, peer: Peer) -> None:
+        """A reply could not be delivered: its peer has gone."""
+        if self._waiting:
+            self._gone.add(peer)
+
+    def _read(self, peer: Peer, request: Request, view: View) -> Task[None]:
+        """Answer with the whole content, part by part."""
         try:
-            self._store.replace(self._file.load())
-        except Unreadable as error:
-            log.error("%s; what it held before is served", error)
-        else:
-            self._saved_changes = self._store.changes
-            log.warning("%s was changed by another program; loaded again", self._file.path)
+            parts: Iterator[bytes] = READERS[request.command.name](view)
+            part = b""
+            for following in parts:
+                if peer in self._gone:
+                    return
+                if following:
+                    if part:
+                        self._replies.append((peer, encode_reply(request.id, part, more=True)))
+                    part = following
+                yield None
+            self._replies.append((peer, encode_reply(request.id, part)))
+        finally:
+            view.close()
+            self._waiting.pop((peer, request.id), None)
+
+    def _begin_saves(self) -> None:
+        saves, self._saves = self._saves, []
+        needed = bool(saves) and self._saver.needed
+        for peer, request in saves:
+            if not needed:
+                self._replies.append((peer, encode_reply(request.id, b'{"saved":false}')))
+                continue
+            self._waiting[peer, request.id] = None
+
+            def saved(
+                error: SaveFailed | None, peer: Peer = peer, request: Request = request
+            ) -> None:
+                self._waiting.pop((peer, request.id), None)
+                reply = encode_reply(request.id, b'{"saved":true}')
+                if error is not None:
+                    reply = encode_error(request.id, error)
+                self._replies.append((peer, reply))
+
+            self._saver.save(saved)
+
+    def _carry_out(self, peer: Peer, request: Request, batch: Batch) -> Task[None]:
+        """Apply a batch that is too large for a turn: all of it counts from one moment on."""
+        reply = b""
+        try:
+            yield from batch.prepare()
+            yield from self._gate.enter()
+            try:
+                # A repeat of it may have come by another connection meanwhile
+                known = self._retries.answered(request)
+                if known is None:
+                    yield from self._commit(request, batch)
+                    known = b"{}"
+                reply = encode_reply(request.id, known)
+            finally:
+                self._gate.leave()
+        except PickleDBError as error:
+            reply = encode_error(request.id, error)
+        self._waiting.pop((peer, request.id), None)
+        self._replies.append((peer, reply))
+        yield from self._store.fold()
+
+    def _commit(self, request: Request, batch: Batch) -> Task[None]:
+        answer = _answer_to(request, b"{}")
+        clear = request.command.name == "replace"
+        try:
+            if self._journal.appends and not self._saver.refusing:
+                for items in batch.parts():
+                    line = records.effects(items, batch=batch.number)
+                    self._journal.write([line], sync_now=False)
+                    yield None
+                line = records.effects({}, clear=clear, answer=answer, commit=batch.number)
+                if not self._saver.refusing:
+                    self._journal.write([line])
+        except DiskError as error:
+            self._saver.failed(error)
+        if self._saver.refusing:
+            raise self._refusal(self._saver.refusing)
+        self._store.adopt(batch.table, clear=clear)
+        self._retries.remember(answer)
+
+    # About itself
 
     def _hello(self, versions: list[int]) -> dict[str, Any]:
         if PROTOCOL_VERSION not in versions:
@@ -181,12 +383,13 @@ class Engine:
             "pid": os.getpid(),
             "location": self._status.location,
             "limits": {"request_bytes": self._status.request_bytes},
-            "features": [],
+            "durability": self._journal.durable,
+            "features": FEATURES,
         }
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self, *, reset: bool) -> dict[str, Any]:
         status = self._status
-        return {
+        told: dict[str, Any] = {
             "pid": os.getpid(),
             "version": __version__,
             "protocol": PROTOCOL_VERSION,
@@ -194,20 +397,23 @@ class Engine:
             "endpoints": status.endpoints,
             "keys": len(self._store),
             "clients": status.clients,
-            "durability": "save",
-            "dirty": self.dirty,
+            "durability": self._journal.durable,
+            "dirty": self._saver.dirty,
             "uptime": round(time.monotonic() - status.started, 3),
             "last_save_time": status.last_save_time,
             "last_save_duration_ms": status.last_save_duration_ms,
+            "last_save_status": self._saver.last_status,
             "last_save_error": status.last_save_error,
+            "saving": self._saver.saving,
+            "journal_bytes": self._journal.size,
+            "writes_refused": self._saver.refusing,
             "longest_slice_ms": round(status.longest_slice_ms, 3),
         }
+        if reset:
+            status.longest_slice_ms = 0.0
+        return told
 
 
-def _parts(request_id: int, results: Iterator[bytes]) -> Iterator[bytes]:
-    """The messages of an answer in parts: all but the last are marked."""
-    part = next(results)
-    for following in results:
-        yield encode_reply(request_id, part, more=True)
-        part = following
-    yield encode_reply(request_id, part)
+def _answer_to(request: Request, result: bytes) -> Answer:
+    budget_ms = 0 if request.budget_ms is None else request.budget_ms
+    return Answer(request.client, request.id, now_ms(), budget_ms, result)

@@ -1,9 +1,10 @@
 """What each command on the data does: a function of the store and the arguments.
 
 May live here: handlers, and nothing that touches sockets or files. Each takes the store and
-arguments whose shape the command table has checked, and returns the text of its result: one
-piece, or several where the answer is as large as the database. A handler proves everything
-before it changes anything, so an error leaves no trace.
+arguments whose shape the command table has checked, and returns the text of its result. A handler
+proves everything before it changes anything, so an error leaves no trace. What answers with the
+whole content takes a view of it instead, and gives its results in parts, with empty ones where
+there is nothing to send yet.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from typing import Any
 
 import orjson
 
+from pickledbd.records import entries as members
 from pickledbd.store import Store
+from pickledbd.table import View
 from pickledbd_protocol import canonical
 
 Args = dict[str, Any]
 
-PART_BYTES = 4 * 2**20
+PART_BYTES = 2**18
 """An answer as large as the database is sent in parts of about this size."""
 
 
@@ -56,8 +59,10 @@ def pop(store: Store, args: Args) -> bytes:
 
 
 def popitem(store: Store, _args: Args) -> bytes:
-    item = store.pop_last()
-    return b"{}" if item is None else b'{"key":%s,"value":%s}' % (orjson.dumps(item[0]), item[1])
+    key = store.last_key()
+    if key is None:
+        return b"{}"
+    return b'{"key":%s,"value":%s}' % (orjson.dumps(key), store.remove(key))
 
 
 def get_many(store: Store, args: Args) -> bytes:
@@ -68,7 +73,7 @@ def get_many(store: Store, args: Args) -> bytes:
 
 
 def set_many(store: Store, args: Args) -> bytes:
-    store.update(_canonical_items(args["items"]))
+    _set_all(store, _canonical_items(args["items"]))
     return b"{}"
 
 
@@ -81,22 +86,15 @@ def len_(store: Store, _args: Args) -> bytes:
     return b'{"len":%d}' % len(store)
 
 
-def all_(store: Store, _args: Args) -> Iterator[bytes]:
-    return _in_parts(b'{"keys":[%s]}', map(orjson.dumps, store.keys()))
-
-
-def dump(store: Store, _args: Args) -> Iterator[bytes]:
-    entries = (b"%s:%s" % (orjson.dumps(key), value) for key, value in store.items())
-    return _in_parts(b'{"items":{%s}}', entries)
-
-
 def replace(store: Store, args: Args) -> bytes:
-    store.replace(_canonical_items(args["items"]))
+    items = _canonical_items(args["items"])
+    store.clear()
+    _set_all(store, items)
     return b"{}"
 
 
 def purge(store: Store, _args: Args) -> bytes:
-    store.replace({})
+    store.clear()
     return b"{}"
 
 
@@ -104,19 +102,12 @@ def _canonical_items(items: dict[str, Any]) -> dict[str, bytes]:
     return {key: canonical(key, value) for key, value in items.items()}
 
 
-def _in_parts(template: bytes, entries: Iterable[bytes]) -> Iterator[bytes]:
-    part: list[bytes] = []
-    size = 0
-    for entry in entries:
-        if size >= PART_BYTES:
-            yield template % b",".join(part)
-            part, size = [], 0
-        part.append(entry)
-        size += len(entry)
-    yield template % b",".join(part)
+def _set_all(store: Store, items: dict[str, bytes]) -> None:
+    for key, value in items.items():
+        store.set(key, value)
 
 
-HANDLERS: dict[str, Callable[[Store, Args], bytes | Iterator[bytes]]] = {
+HANDLERS: dict[str, Callable[[Store, Args], bytes]] = {
     "get": get,
     "exists": exists,
     "set": set_,
@@ -128,8 +119,32 @@ HANDLERS: dict[str, Callable[[Store, Args], bytes | Iterator[bytes]]] = {
     "set_many": set_many,
     "remove_many": remove_many,
     "len": len_,
-    "all": all_,
-    "dump": dump,
     "replace": replace,
     "purge": purge,
 }
+
+
+def all_(view: View) -> Iterator[bytes]:
+    return _in_parts(b'{"keys":[%b]}', (orjson.dumps(list(keys))[1:-1] for keys, _ in view))
+
+
+def dump(view: View) -> Iterator[bytes]:
+    return _in_parts(b'{"items":{%b}}', (members(keys, values) for keys, values in view))
+
+
+def _in_parts(template: bytes, texts: Iterable[bytes]) -> Iterator[bytes]:
+    part: list[bytes] = []
+    size = 0
+    for text in texts:
+        if size >= PART_BYTES:
+            yield template % b",".join(part)
+            part, size = [], 0
+        elif part:
+            yield b""
+        if text:
+            part.append(text)
+            size += len(text)
+    yield template % b",".join(part)
+
+
+READERS: dict[str, Callable[[View], Iterator[bytes]]] = {"all": all_, "dump": dump}

@@ -1,8 +1,11 @@
-"""The daemon's one thread: sockets and signals around the engine.
+"""The daemon's one thread: sockets and signals around the engine, and tasks between the turns.
 
 The only room that touches ZeroMQ. One turn takes what has arrived, hands it to the engine and
 sends the replies; nothing else runs, so every operation is atomic. Nobody is waited for: a
 reply that a client cannot take at once is lost, and only that client's.
+
+Tasks get what time the clients leave. While there are requests they get a part of it, in slices
+so short that nobody notices.
 """
 
 from __future__ import annotations
@@ -20,15 +23,28 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from pickledbd.endpoints import CannotServe, Claim
-from pickledbd.engine import Engine, Status
+from pickledbd.engine import Engine
 from pickledbd.notify import notify
 from pickledbd.ownership import AlreadyOwnedError, Ownership
-from pickledbd_protocol import SaveFailed
+from pickledbd.status import Status
+from pickledbd.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-MESSAGES_A_TURN = 256
-"""More than this are left for the next turn, so that signals and connections are looked at."""
+MESSAGES_A_TURN = 128
+TURN_SECONDS = 0.0015
+"""What comes beyond these is left for the next turn: who waits for the replies of this one, and
+signals, and tasks, are not to wait long."""
+
+SLICE_SECONDS = 0.0015
+"""How long tasks run at a time while nobody asks anything."""
+
+BUSY_SLICE_SECONDS = 0.0003
+BUSY_PAUSE = 2.0
+"""How long they run at a time while requests come, and the pause after that, in such slices."""
+
+QUIET_SECONDS = 0.002
+"""After so long without a request nobody is asking."""
 
 REPLIES_QUEUED = 10_000
 """Replies that one client may leave unread before it loses further ones."""
@@ -67,6 +83,17 @@ class Signals:
     def fileno(self) -> int:
         return self._reader.fileno()
 
+    def wake(self) -> None:
+        """End the loop's wait. For any thread."""
+        with contextlib.suppress(OSError):  # full of calls that were not answered yet, or closed
+            self._writer.send(b"\0")
+
+    def drain(self) -> None:
+        """Forget the calls to wake."""
+        with contextlib.suppress(BlockingIOError):
+            while self._reader.recv(4096):
+                pass
+
 
 class Loop:
     """Serves `engine` at the claimed endpoints until a signal, or until idle for too long."""
@@ -79,6 +106,7 @@ class Loop:
         owner: Ownership,
         status: Status,
         signals: Signals,
+        tasks: Tasks,
         idle_exit: float | None,
     ) -> None:
         self._engine = engine
@@ -86,7 +114,10 @@ class Loop:
         self._owner = owner
         self._status = status
         self._signals = signals
+        self._tasks = tasks
         self._idle_exit = idle_exit
+        self._quiet_at = 0.0  # when nobody is asking any more
+        self._next_slice = 0.0  # when tasks may run although somebody is
         self._connections: set[int] = set()
         self._replies_lost = 0
         self._tell_lost_at = 0.0
@@ -129,24 +160,29 @@ class Loop:
 
     def run(self) -> str:
         """Serve; return why it ended. The store may then hold unsaved changes."""
-        started = now = quiet_since = next_upkeep = time.monotonic()
+        now = quiet_since = next_upkeep = time.monotonic()
         if self._idle_exit is not None:  # whoever started it is given the time to come
             quiet_since += max(0.0, FIRST_CLIENT_SECONDS - self._idle_exit)
         while not self._signals.received:
             if now >= next_upkeep:
                 self._upkeep()
                 next_upkeep = now + UPKEEP_SECONDS
-            wake = next_upkeep
-            if self._idle_exit is not None and not self._connections:
+            wake = min(next_upkeep, self._engine.tick(now))
+            if self._idle_exit is not None and not self._connections and not self._tasks:
                 if now - quiet_since >= self._idle_exit:
-                    if self._saved():
+                    if self._engine.finish() is None:
                         return f"no client for {self._idle_exit:g} s"
                     quiet_since = now  # a full disk may have room by the next time
                 wake = min(wake, quiet_since + self._idle_exit)
+            if self._tasks.ready:
+                wake = self._next_slice if now < self._quiet_at else now
             # rounded up, so that a deadline has passed when the poll for it ends
-            ready = zmq.zmq_poll(self._sources, int(max(0.0, wake - now) * 1000) + 1)
+            wait_ms = int((wake - now) * 1000) + 1 if wake > now else 0
+            ready = zmq.zmq_poll(self._sources, wait_ms)
             started = time.monotonic()
             busy = bool(ready) and self._turn()
+            now = time.monotonic()
+            self._work(now, busy=busy)
             now = time.monotonic()
             if busy or self._connections:
                 quiet_since = now
@@ -155,13 +191,19 @@ class Loop:
             )
         return self._signals.received.name
 
-    def _saved(self) -> bool:
-        try:
-            if self._engine.unsaved:
-                self._engine.save()
-        except SaveFailed:
-            return False
-        return True
+    def _work(self, now: float, *, busy: bool) -> None:
+        """Go on with the tasks, as far as the clients leave time for it."""
+        if busy:
+            self._quiet_at = now + QUIET_SECONDS
+        if not self._tasks:
+            pass
+        elif now >= self._quiet_at:
+            self._tasks.run(SLICE_SECONDS)
+        elif now >= self._next_slice:
+            self._tasks.run(BUSY_SLICE_SECONDS)
+            ended = time.monotonic()
+            self._next_slice = ended + BUSY_PAUSE * (ended - now)
+        self._deliver(self._engine.take_replies())
 
     def close(self) -> None:
         """Let the last replies leave, and stop listening."""
@@ -172,20 +214,24 @@ class Loop:
 
     def _turn(self) -> bool:
         """Take what has arrived, apply it, answer it. False if there was nothing."""
-        router, receive, send = self._router, self._engine.receive, self._send
+        router, engine = self._router, self._engine
+        self._signals.drain()
         self._count_connections()
         count = 0
-        while count < MESSAGES_A_TURN and _readable(router):
+        until = time.monotonic() + TURN_SECONDS
+        while count < MESSAGES_A_TURN and not engine.turn_over and _readable(router):
             peer = router.recv(zmq.NOBLOCK)
             frame = router.recv(zmq.NOBLOCK, copy=False)
             frames = [frame.bytes]
             while frame.more:
                 frame = router.recv(zmq.NOBLOCK, copy=False)
                 frames.append(frame.bytes)
-            send(peer, receive(peer, frames))
+            engine.receive(peer, frames)
             count += 1
-        for peer, message in self._engine.finish_turn():
-            send(peer, [message])
+            if time.monotonic() >= until:
+                break
+        if count:
+            self._deliver(engine.finish_turn())
         return count > 0
 
     def _count_connections(self) -> None:
@@ -201,16 +247,17 @@ class Loop:
                 self._connections.discard(event["value"])
             self._status.clients = len(self._connections)
 
-    def _send(self, peer: bytes, messages: Iterable[bytes]) -> None:
-        try:
-            for message in messages:
+    def _deliver(self, replies: Iterable[tuple[bytes, bytes]]) -> None:
+        for peer, message in replies:
+            try:
                 self._router.send(peer, _NOBLOCK_MORE)
                 self._router.send(message, zmq.NOBLOCK, copy=len(message) < _LARGE)
-        except zmq.Again:
-            self._count_lost_reply()
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:  # the client has gone
-                raise
+            except zmq.Again:
+                self._count_lost_reply()
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EHOSTUNREACH:
+                    raise
+                self._engine.gone(peer)
 
     def _count_lost_reply(self) -> None:
         # One line for many: whoever reads the log must not be able to hold the loop up.
@@ -222,6 +269,7 @@ class Loop:
 
     def _upkeep(self) -> None:
         """Put back what somebody removed: the lock files, and the sockets new clients need."""
+        self._engine.upkeep()
         notify(STATUS=f"{self._status.clients} clients, {self._engine.dirty} unsaved changes")
         try:
             self._owner.restore()

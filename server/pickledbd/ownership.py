@@ -116,6 +116,21 @@ class Ownership:
         os.close(self._file)
 
 
+def refuse_if_owned(target: Path) -> None:
+    """Raise AlreadyOwnedError if somebody owns `target`. Makes no file."""
+    path = target.with_name(target.name + SUFFIX)
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise AlreadyOwnedError(path, _read(file)) from None
+    finally:
+        os.close(file)
+
+
 def _read(file: int) -> dict[str, Any]:
     try:
         told = orjson.loads(os.pread(file, 2**16, 0))

@@ -9,8 +9,8 @@ failed one is named.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
+import gc
+import hashlib
 import logging
 import os
 import re
@@ -19,38 +19,56 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import orjson
 
-from pickledbd_protocol import InvalidValue, SaveFailed, check_integers, shown
+from pickledbd.disk import create, step, sync, sync_directory, write_all
+from pickledbd.records import entries as members
+from pickledbd.table import Entries, Table
+from pickledbd_protocol import InvalidValue, check_integers, shown
 
 log = logging.getLogger(__name__)
 
 BLOCK = 2**20
-"""Bytes read or written at once."""
+"""Bytes read at once."""
+
+SYNC_BYTES = 16 * 2**20
+"""Bytes of a snapshot between two syncs."""
 
 _HEAD, _SEPARATOR, _TAIL = b"{\n", b",\n", b"\n}\n"
 
 Identity = tuple[int, int, int]
 
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
 
 class Unreadable(Exception):
-    """The data file cannot be served as it is. It was not touched."""
+    """The data file, or its journal, cannot be served as it is. It was not touched."""
 
 
 class DataFile:
     """The file at `path` (absolute, symbolic links resolved)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, backups: int = 0) -> None:
+        """`backups`: how many of the files that saves replace are kept."""
         self.path = path
+        self.backups = backups
+        self.digest = _new_hash().hexdigest()
+        """Of the file's bytes as they were loaded; a missing file has none."""
         self._known: Identity | None = None  # the file as this daemon last read or wrote it
 
-    def load(self, progress: Callable[[int], None] = lambda _done: None) -> dict[str, bytes]:
-        """The file's content, key to canonical JSON bytes; {} if it is missing or empty.
+    def load(self, progress: Callable[[int], None] = lambda _done: None) -> Table:
+        """The file's content, keys to canonical JSON bytes; empty if it is missing or empty.
 
         `progress` is called with the bytes read so far. Unreadable names the position.
         """
+        table = Table()
+        digest = _new_hash()
+        known: Identity | None = None
+        collects = gc.isenabled()
+        gc.disable()  # else it would look through the objects of each block again and again
         try:
             # Opening a FIFO would wait for ever, and renaming over a device would replace it
             if not stat.S_ISREG(self.path.stat().st_mode):
@@ -58,12 +76,13 @@ class DataFile:
             with self.path.open("rb") as file:
                 known = _identity(os.fstat(file.fileno()))
                 try:
-                    data = _load_blocks(file, progress)
+                    _load_blocks(file, table, digest, progress)
                 except _NotOurLayoutError:
                     file.seek(0)
-                    data = _load_whole(file)
+                    table, digest = Table(), _new_hash()
+                    _load_whole(file, table, digest)
         except FileNotFoundError:
-            known, data = None, {}
+            pass
         except UnicodeDecodeError as error:
             raise Unreadable(
                 f"{self.path} is not UTF-8: {error.reason} at byte {error.start}; "
@@ -75,8 +94,17 @@ class DataFile:
             raise Unreadable(f"{self.path}: {error}; it was not touched") from None
         except OSError as error:
             raise Unreadable(f"cannot read {self.path}: {error.strerror}") from error
+        finally:
+            if collects:
+                gc.enable()
         self._known = known
-        return data
+        self.digest = digest.hexdigest()
+        return table
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file as this daemon last read or wrote it."""
+        return 0 if self._known is None else self._known[1]
 
     def exists(self) -> bool:
         """Whether there was a file when this daemon last looked, and there still is."""
@@ -86,46 +114,22 @@ class DataFile:
         """Whether another program wrote, made or removed the file since this daemon did."""
         return self._identity() != self._known
 
-    def save(self, items: Iterable[tuple[str, bytes]]) -> None:
-        """Replace the file by `items`, on disk when this returns. SaveFailed names the step.
+    def write(self) -> Writing:
+        """Begin a snapshot that is to replace the file."""
+        return Writing(self)
 
-        On failure the file is as it was, except that a failed last step (the directory's fsync)
-        leaves the new one, which a power cut may undo.
-        """
-        temp = self.path.with_name(f"{self.path.name}.tmp-{secrets.token_hex(4)}")
-        step = "creating a temporary file"
+    def save(self, content: Iterable[Entries]) -> None:
+        """Replace the file by `content`, on disk when this returns. DiskError names the step."""
+        writing = self.write()
         try:
-            try:
-                file = _create(temp, self.path)
-                try:
-                    step = "writing the temporary file"
-                    _write_all(file, items)
-                    step = "fsync of the temporary file"
-                    _fsync(file)
-                    written = _identity(os.fstat(file))
-                finally:
-                    os.close(file)
-                step = "keeping the file that another program wrote"
-                self._keep_foreign()
-                step = "renaming the temporary file"
-                temp.rename(self.path)
-            except BaseException:
-                temp.unlink(missing_ok=True)
-                raise
-            self._known = written
-            step = "fsync of the directory"
-            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                _fsync(directory)
-            finally:
-                os.close(directory)
-        except OSError as error:
-            hint = ""
-            if error.errno == errno.EBUSY:
-                hint = "; if the file itself is a mount point, mount its directory instead"
-            raise SaveFailed(
-                f"cannot save {self.path}: {step} failed: {error.strerror}{hint}"
-            ) from error
+            writing.create()
+            for text in texts(content):
+                writing.write(text)
+            writing.sync()
+            writing.publish()
+        except BaseException:
+            writing.give_up()
+            raise
 
     def sweep(self) -> None:
         """Remove what saves that were killed have left. Only for the owner of the file."""
@@ -142,21 +146,103 @@ class DataFile:
         except OSError:
             return None
 
-    def _keep_foreign(self) -> None:
-        """Have a file that someone else wrote meanwhile under another name, not overwrite it."""
+    def _keep_old(self) -> None:
+        """Have under another name what is not to be overwritten.
+
+        That is a file that someone else wrote meanwhile, and as many backups as were asked for.
+        """
         found = self._identity()
-        if found in (None, self._known):
+        if found is None:
             return
-        aside = self.path.with_name(f"{self.path.name}.replaced-{time.time_ns()}")
+        if found != self._known:
+            aside = self.path.with_name(f"{self.path.name}.replaced-{time.time_ns()}")
+            log.warning(
+                "%s was changed by another program while this daemon owned it; that file is now %s",
+                self.path,
+                aside.name,
+            )
+        elif self.backups:
+            aside = self.path.with_name(f"{self.path.name}.backup-{time.time_ns()}")
+        else:
+            return
         try:
             os.link(self.path, aside)  # there is never a moment without a data file
         except OSError:
             self.path.rename(aside)  # a file system without hard links
-        log.warning(
-            "%s was changed by another program while this daemon owned it; that file is now %s",
-            self.path,
-            aside.name,
-        )
+
+    def _drop_backups(self) -> None:
+        """Keep no more backups than were asked for; where none are, they are someone else's."""
+        pattern = re.compile(re.escape(self.path.name) + r"\.backup-[0-9]{19}")
+        with contextlib.suppress(OSError):  # one too many does no harm
+            found = [p for p in self.path.parent.iterdir() if pattern.fullmatch(p.name)]
+            for old in sorted(found)[: -self.backups] if self.backups else ():
+                old.unlink()
+
+
+class Writing:
+    """A snapshot on its way to the disk. Every method blocks, and one runs at a time.
+
+    After a DiskError, which names the step, the file is as it was, except that a failed last
+    step (the directory's fsync) leaves the new one, which a power cut may undo.
+    """
+
+    def __init__(self, file: DataFile) -> None:
+        self._target = file
+        self._temp = file.path.with_name(f"{file.path.name}.tmp-{secrets.token_hex(4)}")
+        self._file = -1
+        self._hash = _new_hash()
+        self._unsynced = 0
+        self._written: Identity | None = None
+
+    def create(self) -> None:
+        """Make the temporary file."""
+        with step("creating a temporary file"):
+            self._file = create(self._temp, self._target.path)
+
+    def write(self, text: bytes) -> None:
+        """Write a part. From time to time what was written is sent on its way to the disk.
+
+        Else it would all be left to the last fsync, and whoever writes meanwhile be held up.
+        """
+        with step("writing the temporary file"):
+            write_all(self._file, text)
+        self._hash.update(text)
+        self._unsynced += len(text)
+        if self._unsynced >= SYNC_BYTES:
+            self._unsynced = 0
+            with step("fdatasync of the temporary file"):
+                sync(self._file, data_only=True)
+
+    def sync(self) -> str:
+        """Have it on the disk; the digest of all that was written."""
+        with step("fsync of the temporary file"):
+            sync(self._file)
+            self._written = _identity(os.fstat(self._file))
+        return self._hash.hexdigest()
+
+    def publish(self) -> None:
+        """Put it in the place of the data file."""
+        file = self._target
+        with step("keeping the old file"):
+            file._keep_old()  # noqa: SLF001 - the same room
+        with step("renaming the temporary file"):
+            self._temp.rename(file.path)
+        file._known = self._written  # noqa: SLF001 - the same room
+        self._close()
+        with step("fsync of the directory"):
+            sync_directory(file.path.parent)
+        file._drop_backups()  # noqa: SLF001 - the same room
+
+    def give_up(self) -> None:
+        """Remove the temporary file, if it is still there."""
+        if self._file >= 0:
+            self._close()
+            with contextlib.suppress(OSError):
+                self._temp.unlink()
+
+    def _close(self) -> None:
+        os.close(self._file)
+        self._file = -1
 
 
 class _NotOurLayoutError(Exception):
@@ -167,7 +253,9 @@ class _ContentError(Exception):
     """JSON, but not what a pickleDB file holds."""
 
 
-def _load_blocks(file: BinaryIO, progress: Callable[[int], None]) -> dict[str, bytes]:
+def _load_blocks(
+    file: BinaryIO, table: Table, digest: Hash, progress: Callable[[int], None]
+) -> None:
     """Read a file of one entry a line, a block of lines at a time.
 
     A cut at a line's end between two entries is safe whatever the file: no JSON string holds a
@@ -176,23 +264,23 @@ def _load_blocks(file: BinaryIO, progress: Callable[[int], None]) -> dict[str, b
     """
     if file.read(len(_HEAD)) != _HEAD:
         raise _NotOurLayoutError
-    data: dict[str, bytes] = {}
+    digest.update(_HEAD)
     pending = bytearray()
     done = len(_HEAD)
     while chunk := file.read(BLOCK):
+        digest.update(chunk)
         done += len(chunk)
         start = max(0, len(pending) - 1)
         pending += chunk
         cut = pending.rfind(_SEPARATOR, start)
         if cut >= 0:
-            _add_block(data, b"{%s}" % pending[:cut])
+            _add_block(table, b"{%s}" % pending[:cut])
             del pending[: cut + len(_SEPARATOR)]
             progress(done)
-    _add_block(data, b"{%s" % pending)
-    return data
+    _add_block(table, b"{%s" % pending)
 
 
-def _add_block(data: dict[str, bytes], block: bytes) -> None:
+def _add_block(table: Table, block: bytes) -> None:
     try:
         entries = orjson.loads(block)
     except orjson.JSONDecodeError:
@@ -200,14 +288,15 @@ def _add_block(data: dict[str, bytes], block: bytes) -> None:
     if not entries:  # between two separators, or after the last, there has to be an entry
         raise _NotOurLayoutError
     check_integers(block)
-    _add(data, entries)
+    _add(table, entries)
 
 
-def _load_whole(file: BinaryIO) -> dict[str, bytes]:
+def _load_whole(file: BinaryIO, table: Table, digest: Hash) -> None:
     """Read any other layout: pickleDB's own one long line, or a file edited by hand."""
     text = file.read()
     if not text:
-        return {}
+        return
+    digest.update(text)
     try:
         entries = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -217,66 +306,35 @@ def _load_whole(file: BinaryIO) -> dict[str, bytes]:
         raise _ContentError(f"it holds a JSON {type(entries).__name__}, not an object of keys")
     check_integers(text)
     del text
-    data: dict[str, bytes] = {}
-    _add(data, entries)
-    return data
+    _add(table, entries)
 
 
-def _add(data: dict[str, bytes], entries: dict[str, object]) -> None:
+def _add(table: Table, entries: dict[str, object]) -> None:
     # Not `canonical`: a file of pickleDB's may be nested a little deeper than a new value may
     # be, and is served all the same. Like there, the copy drops orjson's oversized buffer.
-    dumps = orjson.dumps
+    dumps, set_ = orjson.dumps, table.set
     key = ""
     try:
         for key, value in entries.items():
-            data[key] = bytes(memoryview(dumps(value)))
+            set_(key, bytes(memoryview(dumps(value))))
     except TypeError as error:
         raise _ContentError(f"the value of key {shown(key)}: {error}") from None
+
+
+def _new_hash() -> Hash:
+    return hashlib.sha256(usedforsecurity=False)
 
 
 def _identity(found: os.stat_result) -> Identity:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _create(temp: Path, old: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        like = old.stat()
-    except FileNotFoundError:
-        return os.open(temp, flags, 0o666)
-    file = os.open(temp, flags, 0o600)
-    for owner in (like.st_uid, -1):  # only root may give files away, but to one's groups one may
-        with contextlib.suppress(OSError):
-            os.fchown(file, owner, like.st_gid)
-            break
-    os.fchmod(file, like.st_mode & 0o777)
-    return file
-
-
-def _write_all(file: int, items: Iterable[tuple[str, bytes]]) -> None:
-    for chunk in _chunks(items):
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(file, view) :]
-
-
-def _chunks(items: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
-    part: list[bytes] = []
-    size = 0
-    first = True
-    for key, value in items:
-        part.append(b"%s%s:%s" % (_HEAD if first else _SEPARATOR, orjson.dumps(key), value))
-        first = False
-        size += len(part[-1])
-        if size >= BLOCK:
-            yield b"".join(part)
-            part, size = [], 0
-    yield b"".join(part)
-    yield b"{}\n" if first else _TAIL
-
-
-def _fsync(file: int) -> None:
-    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone stops at the drive's cache
-        fcntl.fcntl(file, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(file)
+def texts(content: Iterable[Entries]) -> Iterator[bytes]:
+    """The text of a data file in parts; each entry stands on a line of its own."""
+    separator = _HEAD
+    for keys, values in content:
+        text = members(keys, values, _SEPARATOR)
+        if text:
+            yield separator + text
+            separator = _SEPARATOR
+    yield b"{}\n" if separator is _HEAD else _TAIL

@@ -1,60 +1,169 @@
-"""The data: a dict from key to canonical JSON bytes, in insertion order.
+"""The data: keys to canonical JSON bytes, in insertion order, and what was just done to them.
 
-May live here: the dict and the count of its changes. It knows neither sockets nor files, and
-checks nothing: handlers prove a value before it comes here. Everything runs in the loop's one
-thread, so each method is atomic.
+May live here: the content, the count of its changes, and the log of those that are not committed
+yet. It knows neither sockets nor files, and checks nothing: handlers prove a value before it
+comes here. Everything runs in the loop's one thread, so each method is atomic.
+
+Changes are made at once and logged. `commit` forgets the log once they are durable; `roll_back`
+undoes them, last first, where they could not be made so.
+
+A batch too large to be applied without holding the loop is *adopted*: from that moment its
+entries count, since they are looked up first; they go into the table a chunk at a time (`fold`).
+What concerns the whole content has to wait until that is done (`folding`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pickledbd.table import Place, Table, View
+
+
+@dataclass(slots=True)
+class Change:
+    """One key set (`value`) or removed (None), or everything `cleared`; with the way back."""
+
+    table: Table
+    key: str = ""
+    value: bytes | None = None
+    before: bytes | None = None
+    place: Place | None = None
+    cleared: Table | None = None
 
 
 class Store:
-    """Keys to canonical JSON bytes. `changes` counts every key set or removed since the start."""
+    """The content. `changes` counts every key set or removed since the start."""
 
-    def __init__(self, data: dict[str, bytes] | None = None) -> None:
-        self._data = {} if data is None else data
+    def __init__(self, table: Table | None = None) -> None:
+        self._table = Table() if table is None else table
+        self._adopted: Table | None = None
+        self._garbage: list[Table] = []
+        self._log: list[Change] = []
         self.changes = 0
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self._table)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._data
+        return key in self._table or (self._adopted is not None and key in self._adopted)
 
     def get(self, key: str) -> bytes | None:
-        return self._data.get(key)
-
-    def keys(self) -> Iterable[str]:
-        return self._data.keys()
-
-    def items(self) -> Iterable[tuple[str, bytes]]:
-        return self._data.items()
+        if self._adopted is not None:
+            value = self._adopted.get(key)
+            if value is not None:
+                return value
+        return self._table.get(key)
 
     def set(self, key: str, value: bytes) -> None:
-        self._data[key] = value
+        table = self._table
+        if self._adopted is not None and (key in self._adopted or key not in table):
+            table = self._adopted  # a new key comes after those that were adopted
+        self._log.append(Change(table, key, value, table.set(key, value)))
         self.changes += 1
-
-    def update(self, items: Mapping[str, bytes]) -> None:
-        self._data.update(items)
-        self.changes += len(items)
 
     def remove(self, key: str) -> bytes | None:
         """The value removed, or None if there was no such key."""
-        value = self._data.pop(key, None)
-        if value is not None:
-            self.changes += 1
-        return value
+        removed = None
+        for table in (self._table, self._adopted):
+            if table is not None and key in table:
+                place = table.place(key)
+                removed = table.remove(key)
+                self._log.append(Change(table, key, None, removed, place))
+        self.changes += removed is not None
+        return removed
 
-    def pop_last(self) -> tuple[str, bytes] | None:
-        """The item inserted last, removed, or None if there is none."""
-        if not self._data:
-            return None
-        self.changes += 1
-        return self._data.popitem()
+    def last_key(self) -> str | None:
+        """The key that was inserted last, or None if there is none. Not while folding."""
+        return self._table.last_key()
 
-    def replace(self, data: dict[str, bytes]) -> None:
-        """Have `data` for content, and nothing else."""
-        self.changes += len(self._data) + len(data)
-        self._data = data
+    def clear(self) -> None:
+        """Remove everything. Not while folding."""
+        self.changes += len(self._table)
+        cleared, self._table = self._table, Table()
+        self._log.append(Change(self._table, cleared=cleared))
+
+    # What the engine does with the changes that its handlers made
+
+    def logged(self) -> int:
+        """How many changes are not committed: where a command begins its own."""
+        return len(self._log)
+
+    def effect(self, start: int) -> tuple[dict[str, bytes], dict[str, None], bool]:
+        """What the changes from `start` on come to: keys set, keys removed, whether cleared.
+
+        To be applied as: clear, remove, set.
+        """
+        sets: dict[str, bytes] = {}
+        removed: dict[str, None] = {}
+        cleared = False
+        for change in self._log[start:]:
+            if change.cleared is not None:
+                sets, removed, cleared = {}, {}, True
+            elif change.value is not None:
+                sets[change.key] = change.value
+            else:
+                sets.pop(change.key, None)
+                removed[change.key] = None
+        return sets, removed, cleared
+
+    def commit(self) -> None:
+        """Keep all changes."""
+        for change in self._log:
+            if change.cleared is not None:
+                self._garbage.append(change.cleared)
+        self._log.clear()
+
+    def roll_back(self, start: int = 0) -> None:
+        """Undo the changes from `start` on."""
+        while len(self._log) > start:
+            change = self._log.pop()
+            if change.cleared is not None:
+                self._garbage.append(self._table)
+                self._table = change.cleared
+            elif change.place is not None and change.before is not None:
+                change.table.put_back(change.key, change.before, change.place)
+            elif change.before is not None:
+                change.table.set(change.key, change.before)
+            else:
+                change.table.remove(change.key)
+
+    # Whole contents
+
+    def view(self) -> View:
+        """The content as it is now, which later changes leave alone. Not while folding."""
+        return self._table.view()
+
+    @property
+    def folding(self) -> bool:
+        """Whether an adopted batch is not in the table yet."""
+        return self._adopted is not None
+
+    def adopt(self, batch: Table, *, clear: bool) -> None:
+        """Have all entries of `batch`, a table for the store alone, at once and committed.
+
+        `clear`: and nothing else. Not while folding, and not while changes are uncommitted.
+        """
+        self.changes += len(batch)
+        if clear:
+            self.changes += len(self._table)
+            self._garbage.append(self._table)
+            self._table = batch
+        else:
+            self._adopted = batch
+
+    def fold(self) -> Iterator[None]:
+        """Put what was adopted where it belongs, a little at each step."""
+        batch = self._adopted
+        while batch:
+            for key, value in batch.take_chunk():
+                self._table.set(key, value)
+            yield
+        self._adopted = None
+        if batch is not None:
+            self._garbage.append(batch)
+
+    def free(self) -> Iterator[None]:
+        """Give back the memory of what was cleared, a little at each step."""
+        while self._garbage:
+            yield from self._garbage.pop().free()

@@ -1,0 +1,48 @@
+"""`pickledbd --check`: what a start would find, without changing anything."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pickledbd.journal import find_journals
+from pickledbd.ownership import AlreadyOwnedError, refuse_if_owned
+from pickledbd.recovery import recover, scan
+from pickledbd.snapshot import DataFile, Unreadable
+
+
+def check(path: Path) -> int:
+    """Read the data file and its journals and print what they hold; the exit status.
+
+    0: a start would serve all of it. 1: it would refuse, or cut something, or they are in use.
+    """
+
+    def say(line: str) -> None:
+        sys.stdout.write(line + "\n")
+
+    try:
+        refuse_if_owned(path)
+    except AlreadyOwnedError as error:
+        say(f"{path} is in use by pid {error.owner.get('pid')}: stop that, or check a copy")
+        return 1
+    file = DataFile(path)
+    try:
+        journals = find_journals(path)
+        for number, journal in journals.items():
+            found = scan(number, journal)
+            state = "whole" if found.good == found.length else f"good up to byte {found.good:,}"
+            say(f"{journal}: {found.length:,} bytes, {found.effects:,} writes, {state}")
+        recovered = recover(file)
+    except Unreadable as error:
+        say(f"{error}")
+        return 1
+    except OSError as error:
+        say(f"cannot read {error.filename}: {error.strerror}")
+        return 1
+    for warning in recovered.warnings:
+        say(warning)
+    say(
+        f"{path}: {file.size:,} bytes, sha256 {file.digest}; with its journal "
+        f"{len(recovered.table):,} keys, {recovered.replayed:,} changes that the file does not hold"
+    )
+    return 1 if recovered.warnings else 0

@@ -1,0 +1,71 @@
+"""What the snapshot and the journal ask of the disk, with the name of the step that failed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class DiskError(Exception):
+    """A step on the way to the disk failed; the text names it and tells why."""
+
+    def __init__(self, step: str, error: OSError) -> None:
+        super().__init__(f"{step} failed: {error.strerror or error}")
+        self.errno = error.errno
+
+
+@contextlib.contextmanager
+def step(name: str) -> Iterator[None]:
+    """Turn an OSError within into a DiskError that names the step."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(name, error) from error
+
+
+def write_all(file: int, data: bytes) -> None:
+    """Write all of `data`: a disk that is nearly full takes a part of it before it refuses."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def sync(file: int, *, data_only: bool = False) -> None:
+    """Have the file on the disk. After an error nothing is known about what it holds.
+
+    `data_only`: its times may be late, but not its length.
+    """
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone stops at the drive's cache
+        fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+    elif data_only:
+        os.fdatasync(file)
+    else:
+        os.fsync(file)
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names of the files in `path` on the disk."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync(directory)
+    finally:
+        os.close(directory)
+
+
+def create(path: Path, like: Path) -> int:
+    """Make a new file with the mode, and as far as may be the owner, of the file `like`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+    try:
+        model = like.stat()
+    except FileNotFoundError:
+        return os.open(path, flags, 0o666)
+    file = os.open(path, flags, 0o600)
+    for owner in (model.st_uid, -1):  # only root may give files away, but to one's groups one may
+        with contextlib.suppress(OSError):
+            os.fchown(file, owner, model.st_gid)
+            break
+    os.fchmod(file, model.st_mode & 0o777)
+    return file

@@ -1,0 +1,158 @@
+r"""The journal's records as bytes. SPEC.md, The journal, is its prose. No I/O.
+
+A record is one line: the length of its text and a CRC-32, each as eight hexadecimal digits and a
+space, then the text, one JSON object in UTF-8 without raw newlines, then a newline. So no byte of
+a journal is ever NUL, and what the disk never wrote (blocks of NULs) can be told from damage.
+
+The invariant that is fuzzed: whatever the line, `decode` returns the object that was encoded, or
+None.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+FORMAT = 1
+"""The version of the journal's format, told in the head of each."""
+
+_HEADER = b"%08x %08x "
+HEADER_BYTES = 18
+LENGTH_MAX = 2**32 - 1
+assert len(_HEADER % (0, 0)) == len(_HEADER % (LENGTH_MAX, LENGTH_MAX)) == HEADER_BYTES  # noqa: S101 - the format's own
+
+_HEADER_PATTERN = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{8}) ")
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a write was answered, so that a repeat of it gets the same."""
+
+    client: str
+    id: int
+    at: int
+    """When it was applied, in milliseconds since 1970."""
+    budget_ms: int
+    """For how long after that its client may ask again."""
+    result: bytes
+
+
+def encode(text: bytes) -> bytes:
+    """One record of the JSON text of an object."""
+    return b"%b%b\n" % (_HEADER % (len(text), _checksum(b"%08x" % len(text), text)), text)
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """The object in one line (with its newline), or None if it is not just what was encoded."""
+    header = _HEADER_PATTERN.match(line)
+    if header is None or not line.endswith(b"\n"):
+        return None
+    text = line[HEADER_BYTES:-1]
+    if int(header[1], 16) != len(text) or int(header[2], 16) != _checksum(header[1], text):
+        return None
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _checksum(length: bytes, text: bytes) -> int:
+    return zlib.crc32(text, zlib.crc32(length))
+
+
+def head(
+    number: int,
+    *,
+    base: str | None,
+    previous: tuple[int, int] | None,
+    answers: Iterable[Answer],
+    forgotten: int,
+) -> bytes:
+    """The first record of a journal: what it follows, and what plain JSON cannot carry.
+
+    `base`: the digest of the data file that holds the content at this journal's start; None if
+    that is in the one before. `previous`: the number and the length of that.
+    `forgotten`: when the newest write was made whose answer is not among `answers` any more.
+    """
+    about: dict[str, Any] = {
+        "journal": FORMAT,
+        "number": number,
+        "base": base,
+        "previous": previous,
+        "fence": 0,
+        "expires": {},
+        "forgotten": forgotten,
+        "answers": [orjson.Fragment(b"{%b}" % _answer(answer)) for answer in answers],
+    }
+    return encode(orjson.dumps(about))
+
+
+def based_on(digest: str, end: int) -> bytes:
+    """The record that the data file of this digest holds what stands before `end` here."""
+    return encode(b'{"base":"%b","end":%d}' % (digest.encode(), end))
+
+
+def synced(offset: int) -> bytes:
+    """The record that what stands before `offset`, and all journals before, is on disk."""
+    return encode(b'{"synced":%d}' % offset)
+
+
+def effects(
+    sets: Mapping[str, bytes],
+    removed: Iterable[str] = (),
+    *,
+    clear: bool = False,
+    answer: Answer | None = None,
+    batch: int | None = None,
+    commit: int | None = None,
+) -> bytes:
+    """What one write did: all of it, or with `batch` a part that a later `commit` makes good.
+
+    Applied in this order: what was cleared, the batch committed, what was removed, what was set.
+    """
+    members = [] if answer is None else [_answer(answer)]
+    if clear:
+        members.append(b'"clear":true')
+    if commit is not None:
+        members.append(b'"commit":%d' % commit)
+    if batch is not None:
+        members.append(b'"batch":%d' % batch)
+    if removed:
+        members.append(b'"remove":%b' % orjson.dumps(list(removed)))
+    if sets:
+        members.append(b'"set":{%b}' % entries(sets.keys(), sets.values()))
+    return encode(b"{%b}" % b",".join(members))
+
+
+def entries(keys: Iterable[str], values: Iterable[bytes], separator: bytes = b",") -> bytes:
+    """The members of a JSON object, without its braces."""
+    return separator.join(map(b":".join, zip(map(orjson.dumps, keys), values, strict=True)))
+
+
+def _answer(answer: Answer) -> bytes:
+    return b'"client":%b,"id":%d,"at":%d,"budget_ms":%d,"result":%b' % (
+        orjson.dumps(answer.client),
+        answer.id,
+        answer.at,
+        answer.budget_ms,
+        answer.result,
+    )
+
+
+def answer_of(record: Mapping[str, Any]) -> Answer | None:
+    """The answer that a record tells of, if it does."""
+    if "client" not in record:
+        return None
+    return Answer(
+        record["client"],
+        record["id"],
+        record["at"],
+        record["budget_ms"],
+        bytes(memoryview(orjson.dumps(record["result"]))),
+    )

@@ -1,0 +1,296 @@
+"""Start-up: from the data file and its journals to the content that was acknowledged.
+
+May live here: reading journals, and the rules for what does not fit together (SPEC.md, Starting).
+Nothing is changed here: what is to be cut or removed is only told. The rules in short: a tail that
+never reached the disk is cut, with one warning; damage before the end, and a data file that is
+not the one that the journals follow, are refused with their place and the choices that the user
+has. Nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pickledbd import records
+from pickledbd.journal import find_journals
+from pickledbd.records import Answer
+from pickledbd.retries import Retries
+from pickledbd.snapshot import DataFile, Unreadable
+from pickledbd.table import Table
+
+SECTOR = 512
+"""What the disk never wrote is NUL up to the end of a sector, or of the file."""
+
+_NULS = re.compile(rb"\0+")
+
+
+@dataclass
+class Scan:
+    """What one journal holds."""
+
+    number: int
+    path: Path
+    length: int
+    good: int = 0
+    """Where the records that can be read one after the other end."""
+    head: dict[str, Any] | None = None
+    bases: list[tuple[str, int]] = field(default_factory=list)
+    """Digests of data files, each with the place up to which the file holds what stands here."""
+    effects: int = 0
+    """Records that change something."""
+    synced: bool = False
+    """Whether it tells that it, and so all journals before it, was on the disk."""
+    damaged: bool = False
+    """Whether what follows `good` is no tail that did not reach the disk."""
+
+
+@dataclass
+class Recovered:
+    """The content, and what a daemon has to know to go on."""
+
+    table: Table
+    retries: Retries
+    replayed: int = 0
+    """Changes that the data file does not hold."""
+    known: list[tuple[int, int, int]] = field(default_factory=list)
+    """The journals that go on: number, and from where to where each counts. None if forced: the
+    content is then to be saved before anything else."""
+    superfluous: list[Path] = field(default_factory=list)
+    """Journals that are not needed any more."""
+    highest: int = 0
+    """The highest number of a journal."""
+    warnings: list[str] = field(default_factory=list)
+    steps: dict[str, float] = field(default_factory=dict)
+    """Seconds that each step took."""
+
+
+def recover(
+    file: DataFile,
+    *,
+    choice: str | None = None,
+    progress: Callable[[str, int], None] = lambda _what, _done: None,
+) -> Recovered:
+    """The content of `file` and its journals. Unreadable tells why there is none.
+
+    `choice`: what to do where they do not fit together. "replay": apply to the data file what
+    can be read of the journals; "discard": do without them. `progress` is called with what is
+    being read and the bytes read so far.
+    """
+    started = time.monotonic()
+    table = file.load(lambda done: progress(file.path.name, done))
+    loaded = time.monotonic()
+    found = Recovered(table, Retries(), steps={"reading the data file": loaded - started})
+    try:
+        scans = [scan(number, path) for number, path in find_journals(file.path).items()]
+    except OSError as error:
+        raise Unreadable(f"cannot read {error.filename}: {error.strerror}") from error
+    found.highest = max((each.number for each in scans), default=0)
+    scanned = time.monotonic()
+    found.steps["checking the journal"] = scanned - loaded
+    if choice == "discard":
+        found.superfluous = [each.path for each in scans]
+        return found
+    chain = _chain(file, scans, found, forced=choice == "replay")
+    if choice:
+        found.known = []
+    found.superfluous = [s.path for s in scans if s.number not in {n for n, _, _ in found.known}]
+    _replay(chain, found, progress)
+    found.steps["replaying the journal"] = time.monotonic() - scanned
+    return found
+
+
+def scan(number: int, path: Path) -> Scan:
+    """Read one journal, without applying it. OSError."""
+    found = Scan(number, path, path.stat().st_size)
+    with path.open("rb") as file:
+        for line in file:
+            record = records.decode(line)
+            if record is None or (found.good == 0 and "journal" not in record):
+                found.damaged = _is_damage(found.good, line, file)
+                break
+            if found.good == 0:
+                found.head = record
+                if record["base"] is not None:
+                    found.bases.append((record["base"], len(line)))
+            elif "base" in record:
+                found.bases.append((record["base"], record["end"]))
+            elif "synced" in record:
+                found.synced = True
+            else:
+                found.effects += 1
+            found.good += len(line)
+    return found
+
+
+def _is_damage(place: int, line: bytes, rest: Iterator[bytes]) -> bool:
+    """Whether a record that cannot be read was once on the disk.
+
+    It was if a later one tells so. Else, if later ones can be read, the disk may have written
+    those first; but then what it did not write is NULs, as no byte of a journal is.
+    """
+    hole = _has_hole(place, line)
+    offset = place + len(line)
+    readable = False
+    for later in rest:
+        record = records.decode(later)
+        if record is None:
+            hole = hole or (not readable and _has_hole(offset, later))
+        else:
+            readable = True
+            if record.get("synced", 0) > place:
+                return True
+        offset += len(later)
+    return readable and not hole
+
+
+def _has_hole(offset: int, line: bytes) -> bool:
+    return any((offset + nuls.end()) % SECTOR == 0 for nuls in _NULS.finditer(line))
+
+
+def _chain(
+    file: DataFile, scans: list[Scan], found: Recovered, *, forced: bool
+) -> list[tuple[Scan, int, int]]:
+    """The journals to apply to the data file, each with its place to begin and to end."""
+    base = _base(file, scans, found, forced=forced)
+    if base is None:
+        return []
+    first, start = base
+    chain: list[tuple[Scan, int, int]] = []
+    for index in range(first, len(scans)):
+        each, later = scans[index], scans[index + 1 :]
+        end, whole = _end(each, later)
+        damaged = each.damaged or (not whole and any(s.synced for s in later))
+        if damaged and not forced:
+            raise Unreadable(
+                f"{each.path} is damaged at byte {each.good:,} of {each.length:,}. Restore it, "
+                "or start once with --replay-journal (apply what stands before that) or "
+                "--discard-journal (do without it); nothing was touched"
+            )
+        if each.head is not None:
+            chain.append((each, start, end))
+            found.known.append((each.number, max(start, _head_length(each)), end))
+        start = 0
+        if not whole:
+            lost = each.length - each.good + sum(s.length for s in later)
+            why = "the rest had not reached the disk when the machine or the daemon died"
+            if damaged:
+                why = "it is damaged there"
+            found.warnings.append(
+                f"{each.path}: read up to byte {each.good:,}, {lost:,} bytes were cut: {why}"
+            )
+            break
+    return chain
+
+
+def _base(
+    file: DataFile, scans: list[Scan], found: Recovered, *, forced: bool
+) -> tuple[int, int] | None:
+    """The journal, and the place in it, that the data file holds everything up to."""
+    for each in scans:
+        if each.head is not None and each.head["journal"] != records.FORMAT:
+            raise Unreadable(
+                f"{each.path} is of format {each.head['journal']}, this release reads "
+                f"{records.FORMAT}: use the release that wrote it; nothing was touched"
+            )
+    bases = [
+        (index, end)
+        for index, each in enumerate(scans)
+        for digest, end in each.bases
+        if digest == file.digest
+    ]
+    if bases:
+        return bases[-1]
+    unsure = [each for each in scans if each.effects or each.damaged]
+    if not unsure:
+        # Nothing to lose: someone edited the file after a clean stop
+        if scans:
+            found.warnings.append(f"{file.path} was changed since the last stop; taken as it is")
+        for each in scans:
+            if each.head is not None:
+                found.retries.restore(_answers(each.head), each.head["forgotten"])
+        return None
+    if forced:
+        return 0, 0
+    raise Unreadable(
+        f"{file.path} is not the file that its journal follows: it was replaced, edited or "
+        f"damaged, and {', '.join(each.path.name for each in unsure)} holds "
+        f"{sum(each.effects for each in unsure)} writes that were acknowledged. Put the right "
+        "file back, or start once with --replay-journal (apply them to this file) or "
+        "--discard-journal (do without them); nothing was touched"
+    )
+
+
+def _end(each: Scan, later: list[Scan]) -> tuple[int, bool]:
+    """Where the records of a journal end, and whether these are all that there were."""
+    following = later[0].head if later else None
+    if following is None:
+        return each.good, each.length == each.good
+    # What stands beyond the length that its successor tells was refused, though not removed
+    number, length = following["previous"] or (None, 0)
+    return min(each.good, length), each.good >= length and number == each.number
+
+
+def _head_length(each: Scan) -> int:
+    with each.path.open("rb") as file:
+        return len(file.readline())
+
+
+def _replay(
+    chain: list[tuple[Scan, int, int]],
+    found: Recovered,
+    progress: Callable[[str, int], None],
+) -> None:
+    batches: dict[int, list[dict[str, Any]]] = {}
+    for each, start, end in chain:
+        place = 0
+        told = 0
+        with each.path.open("rb") as file:
+            for line in file:
+                if place >= end:
+                    break
+                record = records.decode(line)
+                if record is None:
+                    break
+                if place == 0:
+                    found.retries.restore(_answers(record), record["forgotten"])
+                elif place >= start:
+                    _apply(record, found, batches)
+                answer = records.answer_of(record)
+                if answer is not None:
+                    found.retries.remember(answer)
+                place += len(line)
+                if place - told >= 2**20:
+                    told = place
+                    progress(each.path.name, place)
+
+
+def _answers(head: dict[str, Any]) -> Iterator[Answer]:
+    for told in head["answers"]:
+        answer = records.answer_of(told)
+        if answer is not None:
+            yield answer
+
+
+def _apply(
+    record: dict[str, Any], found: Recovered, batches: dict[int, list[dict[str, Any]]]
+) -> None:
+    if "batch" in record:
+        batches.setdefault(record["batch"], []).append(record)
+        return
+    if record.get("clear"):
+        found.replayed += len(found.table)
+        found.table = Table()
+    parts = batches.pop(record["commit"], []) if "commit" in record else []
+    for key in record.get("remove", ()):
+        found.replayed += found.table.remove(key) is not None
+    for part in (*parts, record):
+        for key, value in part.get("set", {}).items():
+            found.table.set(key, bytes(memoryview(orjson.dumps(value))))
+            found.replayed += 1

@@ -1,0 +1,115 @@
+"""Exactly once: what each client's writes were answered, so that a repeat gets the same.
+
+May live here: the answers and the rules for repeats (SPEC.md, Repeats). After RIFL and the Raft
+thesis (6.3): a write is named by its client and a number that grows, and its answer is kept, as
+durable as the write itself, until the client's next write tells that it has arrived. Bounded in
+number and in bytes; what was given up before its time is known by its age, so that a repeat
+whose answer may have been among it is refused and never carried out twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from pickledbd.records import Answer
+from pickledbd_protocol import ProtocolError, Request, Unavailable
+
+ANSWERS_MAX = 10_000
+"""Clients whose last write is remembered."""
+
+BYTES_MAX = 4 * 2**20
+"""Bytes of all remembered answers; they stand in the head of each journal."""
+
+KEEP_MS = 10 * 60 * 1000
+"""How long an answer is kept at most, in milliseconds."""
+
+_ANSWER_BYTES = 100  # what one takes beside its result
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970: the only clock that goes on across restarts."""
+    return time.time_ns() // 1_000_000
+
+
+class Retries:
+    """The answer to the last write of each client, in the order of these writes."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, Answer] = {}
+        self._bytes = 0
+        self.forgotten = 0
+        """When the newest write was made whose answer was given up, in ms since 1970."""
+
+    def answered(self, request: Request) -> bytes | None:
+        """The answer that this write was given before, or None if it is to be carried out.
+
+        ProtocolError if its id should have grown; Unavailable, with the outcome unknown, if
+        nobody can tell whether it was carried out.
+        """
+        known = self._answers.get(request.client)
+        age = request.sent_ms_ago
+        if known is None:
+            unknown = age is not None and now_ms() - age <= self.forgotten
+        elif request.id > known.id:
+            unknown = False
+        elif age is None:
+            raise ProtocolError(
+                f"id {request.id} of client {request.client!r} is not over {known.id}, its last "
+                "write's: ids of writes have to grow; to repeat a write send sent_ms_ago"
+            )
+        elif request.id == known.id:
+            return known.result
+        else:
+            unknown = True
+        if unknown:
+            raise Unavailable(
+                f"it is not known any more whether this {request.command.name} was applied",
+                outcome_known=False,
+            )
+        return None
+
+    def remember(self, answer: Answer) -> None:
+        """Note the answer to a client's newest write."""
+        self.forget(answer.client)
+        self._answers[answer.client] = answer
+        self._bytes += _ANSWER_BYTES + len(answer.result)
+        while self._bytes > BYTES_MAX or len(self._answers) > ANSWERS_MAX:
+            self._give_up(next(iter(self._answers)))
+
+    def forget(self, client: str) -> Answer | None:
+        """Have no answer for `client`; the one there was."""
+        known = self._answers.pop(client, None)
+        if known is not None:
+            self._bytes -= _ANSWER_BYTES + len(known.result)
+        return known
+
+    def restore(self, answers: Iterable[Answer], forgotten: int) -> None:
+        """Know what a journal's head tells."""
+        for answer in answers:
+            self.remember(answer)
+        self.forgotten = max(self.forgotten, forgotten)
+
+    def expire(self) -> None:
+        """Give up what is over KEEP_MS old."""
+        limit = now_ms() - KEEP_MS
+        while self._answers:
+            oldest = next(iter(self._answers.values()))
+            if oldest.at > limit:
+                return
+            self._give_up(oldest.client)
+
+    def answers(self) -> Iterable[Answer]:
+        """All answers, in the order of their writes."""
+        return self._answers.values()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a client may still ask for one of the answers."""
+        now = now_ms()
+        return any(now < answer.at + answer.budget_ms for answer in self._answers.values())
+
+    def _give_up(self, client: str) -> None:
+        gone = self.forget(client)
+        if gone is not None:
+            self.forgotten = max(self.forgotten, gone.at)

@@ -1,0 +1,169 @@
+"""An ordered map from key to bytes, each step of which is short however many keys it holds.
+
+May live here: the map, and views of it. One big dict would do, but for its worst steps: growing
+it beyond ten million keys takes a second, and so does copying or freeing it. So the entries
+stand in *chunks*, small dicts in order of insertion, and an *index* of many small dicts tells the
+number of each key's chunk. All keys of a chunk share one int object, and neither kind of dict
+holds anything that the garbage collector would have to visit.
+
+A `View` is the content of one moment. It is made without copying: whoever then changes a chunk
+that a view has not passed yet first leaves it a copy (copy-on-write), so what a view adds is
+bounded by two pointers a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+CHUNK = 341
+"""Keys in a chunk: what a dict holds in 512 slots, so that a full chunk wastes nothing."""
+
+SHARDS = 1024
+"""Dicts of the index; each stays small enough to grow in well under a millisecond."""
+
+_MASK = SHARDS - 1
+
+Entries = tuple[Iterable[str], Iterable[bytes]]
+"""Some keys and their values, in the same order."""
+
+Place = tuple[int, list[str]]
+"""Where a key stood: the number of its chunk, and the keys of that chunk in order."""
+
+
+class View:
+    """The content of a table at one moment, read once, chunk by chunk. `close` it when done."""
+
+    def __init__(self, chunks: dict[int, dict[str, bytes]], views: list[View]) -> None:
+        self._left: dict[int, dict[str, bytes] | tuple[list[str], list[bytes]]] = {**chunks}
+        self._views = views
+        views.append(self)
+
+    def __iter__(self) -> Iterator[Entries]:
+        """The entries, some at a time. What is yielded is to be used before the table changes."""
+        for number in list(self._left):
+            chunk = self._left.pop(number)
+            yield (chunk.keys(), chunk.values()) if isinstance(chunk, dict) else chunk
+        self.close()
+
+    def keep(self, number: int) -> None:
+        """Have a copy of a chunk that is about to change, if it is still to be read."""
+        chunk = self._left.get(number)
+        if isinstance(chunk, dict):
+            self._left[number] = (list(chunk), list(chunk.values()))
+
+    def close(self) -> None:
+        """Need no copies any more."""
+        self._left.clear()
+        if self in self._views:
+            self._views.remove(self)
+
+
+class Table:
+    """Keys to bytes, in order of insertion."""
+
+    def __init__(self) -> None:
+        self._index: list[dict[str, int]] = [{} for _ in range(SHARDS)]
+        self._chunks: dict[int, dict[str, bytes]] = {}
+        self._first = 0
+        self._last = -1
+        self._tail: dict[str, bytes] | None = None
+        self._length = 0
+        self._views: list[View] = []
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._index[hash(key) & _MASK]
+
+    def get(self, key: str) -> bytes | None:
+        number = self._index[hash(key) & _MASK].get(key)
+        return None if number is None else self._chunks[number][key]
+
+    def set(self, key: str, value: bytes) -> bytes | None:
+        """Set one key, a new one last; its value before, or None."""
+        shard = self._index[hash(key) & _MASK]
+        number = shard.get(key)
+        if number is not None:
+            if self._views:
+                self._freeze(number)
+            chunk = self._chunks[number]
+            before = chunk[key]
+            chunk[key] = value
+            return before
+        tail = self._tail
+        if tail is None or len(tail) >= CHUNK:
+            self._last += 1
+            tail = self._tail = self._chunks[self._last] = {}
+        elif self._views:
+            self._freeze(self._last)
+        shard[key] = self._last
+        tail[key] = value
+        self._length += 1
+        return None
+
+    def remove(self, key: str) -> bytes | None:
+        """Remove one key; its value, or None if there was no such key."""
+        number = self._index[hash(key) & _MASK].pop(key, None)
+        if number is None:
+            return None
+        if self._views:
+            self._freeze(number)
+        self._length -= 1
+        return self._chunks[number].pop(key)
+
+    def place(self, key: str) -> Place:
+        """Where `key`, which must be there, stands: for `put_back`."""
+        number = self._index[hash(key) & _MASK][key]
+        return number, list(self._chunks[number])
+
+    def put_back(self, key: str, value: bytes, place: Place) -> None:
+        """Undo the last change, which was the removal of `key`."""
+        number, order = place
+        if self._views:
+            self._freeze(number)
+        chunk = self._chunks[number]
+        chunk[key] = value
+        ordered = [(other, chunk[other]) for other in order]
+        chunk.clear()
+        chunk.update(ordered)
+        self._index[hash(key) & _MASK][key] = number
+        self._length += 1
+
+    def last_key(self) -> str | None:
+        """The key that was inserted last."""
+        for chunk in reversed(self._chunks.values()):
+            if chunk:
+                return next(reversed(chunk))
+        return None
+
+    def view(self) -> View:
+        """The content as it is now. Not to be made between a removal and its undoing."""
+        for number in [n for n, chunk in self._chunks.items() if not chunk and n != self._last]:
+            del self._chunks[number]
+        return View(self._chunks, self._views)
+
+    def take_chunk(self) -> Iterator[tuple[str, bytes]]:
+        """Remove the first of the chunks; its items. To be used up before the next change."""
+        while self._first not in self._chunks:
+            self._first += 1
+        chunk = self._chunks.pop(self._first)
+        if self._first == self._last:
+            self._tail = None
+        for key in chunk:
+            del self._index[hash(key) & _MASK][key]
+        self._length -= len(chunk)
+        return iter(chunk.items())
+
+    def free(self) -> Iterator[None]:
+        """Give the memory back, a little at each step: to free a large table takes long."""
+        while self._chunks:
+            self._chunks.popitem()
+            yield
+        while self._index:
+            self._index.pop()
+            yield
+
+    def _freeze(self, number: int) -> None:
+        for view in self._views:
+            view.keep(number)
