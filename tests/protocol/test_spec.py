@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from pickledbd import records
 from pickledbd_protocol import COMMANDS
 from pickledbd_protocol.errors import BY_CODE
 
@@ -41,15 +42,28 @@ def test_every_command_of_the_table_is_specified_with_its_arguments():
     specified = {}
     for row in re.findall(r"^\| `.*$", table, re.MULTILINE):
         op, args, _, writes, _ = (cell.strip() for cell in row.strip("|").split("|"))
-        specified[op.strip("`")] = (re.findall(r"`(\w+)`", args), writes == "yes")
+        optional = re.findall(r"\(`(\w+)`\)", args)
+        needed = [arg for arg in re.findall(r"`(\w+)`", args) if arg not in optional]
+        specified[op.strip("`")] = (needed, optional, writes == "yes")
     assert specified == {
-        name: (list(command.args), command.writes) for name, command in COMMANDS.items()
+        name: (list(command.args), list(command.optional), command.writes)
+        for name, command in COMMANDS.items()
     }
 
 
 def test_every_command_has_an_example():
     requests = [json.loads(block) for kind, block in BLOCKS if kind == "request"]
     assert {r.get("op") for r in requests if isinstance(r, dict)} == COMMANDS.keys()
+
+
+def test_the_journal_s_format_is_the_code_s():
+    (block,) = re.findall(r"^```python format\n(.*?)^```", SPEC, re.MULTILINE | re.DOTALL)
+    spec = {}
+    exec(block, spec)  # its asserts
+    assert spec["FORMAT"] == records.FORMAT
+    assert spec["HEADER_BYTES"] == records.HEADER_BYTES
+    for text in (b"{}", b'{"set":{"k":"\xc3\xa4"}}', b'{"clear":true}' + b" " * 70_000):
+        assert records.encode(text) == spec["record"](text)
 
 
 def test_every_error_code_is_specified():
