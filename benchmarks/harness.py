@@ -135,3 +135,12 @@ def write_section(name: str, text: str) -> None:
     before, rest = README.read_text(encoding="utf-8").split(begin)
     _, after = rest.split(end)
     README.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
+
+
+def resident(pid: int) -> int:
+    """The resident memory of a process, in bytes."""
+    with Path(f"/proc/{pid}/status").open(encoding="utf-8") as status:
+        for line in status:
+            if line.startswith("VmRSS"):
+                return int(line.split()[1]) * 1024
+    return 0

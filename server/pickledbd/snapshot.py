@@ -30,8 +30,11 @@ from pickledbd_protocol import InvalidValue, check_integers, shown
 
 log = logging.getLogger(__name__)
 
-BLOCK = 2**20
-"""Bytes read at once."""
+BLOCK = 2**16
+"""Bytes read at once: as Python objects they are to fit into the processor's cache."""
+
+PROGRESS_BYTES = 2**20
+"""Bytes read between two signs of progress."""
 
 SYNC_BYTES = 16 * 2**20
 """Bytes of a snapshot between two syncs."""
@@ -266,7 +269,7 @@ def _load_blocks(
         raise _NotOurLayoutError
     digest.update(_HEAD)
     pending = bytearray()
-    done = len(_HEAD)
+    done = told = len(_HEAD)
     while chunk := file.read(BLOCK):
         digest.update(chunk)
         done += len(chunk)
@@ -276,6 +279,8 @@ def _load_blocks(
         if cut >= 0:
             _add_block(table, b"{%s}" % pending[:cut])
             del pending[: cut + len(_SEPARATOR)]
+        if done - told >= PROGRESS_BYTES:
+            told = done
             progress(done)
     _add_block(table, b"{%s" % pending)
 
@@ -312,13 +317,16 @@ def _load_whole(file: BinaryIO, table: Table, digest: Hash) -> None:
 def _add(table: Table, entries: dict[str, object]) -> None:
     # Not `canonical`: a file of pickleDB's may be nested a little deeper than a new value may
     # be, and is served all the same. Like there, the copy drops orjson's oversized buffer.
-    dumps, set_ = orjson.dumps, table.set
-    key = ""
     try:
+        values = [bytes(memoryview(text)) for text in map(orjson.dumps, entries.values())]
+    except TypeError:
         for key, value in entries.items():
-            set_(key, bytes(memoryview(dumps(value))))
-    except TypeError as error:
-        raise _ContentError(f"the value of key {shown(key)}: {error}") from None
+            try:
+                orjson.dumps(value)
+            except TypeError as error:
+                raise _ContentError(f"the value of key {shown(key)}: {error}") from None
+        raise
+    table.extend(list(entries), values)
 
 
 def _new_hash() -> Hash:

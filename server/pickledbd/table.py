@@ -102,6 +102,20 @@ class Table:
         self._length += 1
         return None
 
+    def extend(self, keys: list[str], values: list[bytes]) -> None:
+        """Set many keys, no two of them the same; quicker than one by one where they are new."""
+        index = self._index
+        for start in range(0, len(keys), CHUNK):
+            stop = start + CHUNK
+            chunk = dict(zip(keys[start:stop], values[start:stop], strict=True))
+            self._last = number = self._last + 1
+            self._tail = self._chunks[number] = chunk
+            self._length += len(chunk)
+            for key in keys[start:stop]:
+                if index[hash(key) & _MASK].setdefault(key, number) != number:
+                    self._length -= 1  # it was there, and stays where it was
+                    self.set(key, chunk.pop(key))
+
     def remove(self, key: str) -> bytes | None:
         """Remove one key; its value, or None if there was no such key."""
         number = self._index[hash(key) & _MASK].pop(key, None)
