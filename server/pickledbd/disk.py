@@ -52,7 +52,7 @@ def sync_directory(path: Path) -> None:
     try:
         sync(directory)
     finally:
-        os.close(directory)
+        close(directory)
 
 
 def create(path: Path, like: Path) -> int:
@@ -67,5 +67,20 @@ def create(path: Path, like: Path) -> int:
         with contextlib.suppress(OSError):
             os.fchown(file, owner, model.st_gid)
             break
-    os.fchmod(file, model.st_mode & 0o777)
+    try:
+        os.fchmod(file, model.st_mode & 0o777)
+    except OSError:
+        close(file)
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
     return file
+
+
+def close(file: int) -> None:
+    """Let go of a descriptor, which is free afterwards even where an error is told.
+
+    What had to be on the disk was synced before, so such an error is of no interest.
+    """
+    with contextlib.suppress(OSError):
+        os.close(file)

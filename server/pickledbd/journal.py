@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pickledbd import records
-from pickledbd.disk import DiskError, create, step, sync, sync_directory, write_all
+from pickledbd.disk import DiskError, close, create, step, sync, sync_directory, write_all
 from pickledbd.retries import Retries
 
 
@@ -202,7 +202,7 @@ class Journal:
         """Remove the file that was prepared, if it was not switched to."""
         new, self._next = self._next, None
         if new is not None:
-            os.close(new.descriptor)
+            close(new.descriptor)
             with contextlib.suppress(OSError):
                 journal_path(self._data, new.number).unlink()
 
@@ -212,7 +212,7 @@ class Journal:
             for file in self._files.copy():
                 if unneeded(file.number):
                     self._files.remove(file)
-                    os.close(file.descriptor)
+                    close(file.descriptor)
                     with contextlib.suppress(OSError):  # the next start sweeps it
                         journal_path(self._data, file.number).unlink()
 
@@ -221,7 +221,7 @@ class Journal:
         self.give_up()
         with self._syncing:
             while self._files:
-                os.close(self._files.pop().descriptor)
+                close(self._files.pop().descriptor)
 
     def _name(self, file: _File) -> str:
         return journal_path(self._data, file.number).name

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import orjson
 
-from pickledbd.disk import create, step, sync, sync_directory, write_all
+from pickledbd.disk import close, create, step, sync, sync_directory, write_all
 from pickledbd.records import entries as members
 from pickledbd.table import Entries, Table
 from pickledbd_protocol import InvalidValue, check_integers, shown
@@ -244,7 +244,7 @@ class Writing:
                 self._temp.unlink()
 
     def _close(self) -> None:
-        os.close(self._file)
+        close(self._file)
         self._file = -1
 
 
