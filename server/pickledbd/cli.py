@@ -20,7 +20,7 @@ from pickledbd.endpoints import CannotServe, Claim, is_utf8, private_endpoint
 from pickledbd.engine import Engine
 from pickledbd.journal import Journal
 from pickledbd.loop import Loop, Signals
-from pickledbd.notify import notify
+from pickledbd.notify import EXTEND_USEC, notify
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.recovery import recover
 from pickledbd.saver import Gate, Saver
@@ -33,9 +33,6 @@ from pickledbd_protocol import SaveFailed, __version__
 log = logging.getLogger(__name__)
 
 MIB = 2**20
-
-EXTEND_USEC = 60_000_000
-"""While something takes long: how much later than now the service manager is to give up."""
 
 NAME_MAX = 255 - len(".journal.1234567.discarded-1234567890123456789")
 """The longest name, in bytes, that leaves room for those of the files beside it."""
@@ -172,7 +169,7 @@ def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     finally:
         # Also after a fault of the loop's: what was acknowledged is whole, and worth keeping.
         notify(STOPPING=1)
-        failure = engine.finish(lambda: notify(STATUS="saving", EXTEND_TIMEOUT_USEC=EXTEND_USEC))
+        failure = loop.finish()
     if failure is not None:
         raise failure
     engine.end()

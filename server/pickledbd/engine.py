@@ -225,13 +225,7 @@ class Engine:
 
     def tick(self, now: float) -> float:
         """Do what is due at time.monotonic() `now`; when to be called again at the latest."""
-        if self._held and not self._store.folding:
-            held, self._held = self._held, deque()
-            for peer, request in held:
-                self._admit(peer, request)
-                if self.turn_over:
-                    self._replies = self.finish_turn()
-            self._replies = self.finish_turn()
+        self._admit_held()
         if not self._waiting:
             self._tell_alive = now + ALIVE_SECONDS
             self._gone.clear()
@@ -240,6 +234,15 @@ class Engine:
             for peer, request_id in self._waiting:
                 self._replies.append((peer, encode_reply(request_id, b"{}", more=True)))
         return min(self._saver.tick(now), self._tell_alive if self._waiting else now + 60)
+
+    def _admit_held(self) -> None:
+        if self._held and not self._store.folding:
+            held, self._held = self._held, deque()
+            for peer, request in held:
+                self._admit(peer, request)
+                if self.turn_over:
+                    self._replies = self.finish_turn()
+            self._replies = self.finish_turn()
 
     @property
     def keys(self) -> int:
@@ -257,6 +260,9 @@ class Engine:
         `progress` is called from time to time.
         """
         self._tasks.finish(progress)
+        while self._held:
+            self._admit_held()
+            self._tasks.finish(progress)
         failure: SaveFailed | None = None
 
         def saved(error: SaveFailed | None) -> None:
@@ -359,6 +365,8 @@ class Engine:
                     line = records.effects(items, batch=batch.number)
                     self._journal.write([line], sync_now=False)
                     yield None
+                if self._journal.durable == "fsync":
+                    yield from self._saver.sync()  # what is left for the loop is one record
                 line = records.effects({}, clear=clear, answer=answer, commit=batch.number)
                 if not self._saver.refusing:
                     self._journal.write([line])

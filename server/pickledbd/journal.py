@@ -178,7 +178,7 @@ class Journal:
             new.number,
             base=base,
             previous=(self.number, self.end) if self._files else None,
-            answers=retries.answers(),
+            answers=retries.awaited(),
             forgotten=retries.forgotten,
         )
         with step(f"writing {self._name(new)}"):

@@ -24,10 +24,11 @@ from zmq.utils.monitor import recv_monitor_message
 
 from pickledbd.endpoints import CannotServe, Claim
 from pickledbd.engine import Engine
-from pickledbd.notify import notify
+from pickledbd.notify import EXTEND_USEC, notify
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.status import Status
 from pickledbd.tasks import Tasks
+from pickledbd_protocol import SaveFailed
 
 log = logging.getLogger(__name__)
 
@@ -204,6 +205,14 @@ class Loop:
             ended = time.monotonic()
             self._next_slice = ended + BUSY_PAUSE * (ended - now)
         self._deliver(self._engine.take_replies())
+
+    def finish(self) -> SaveFailed | None:
+        """End what was begun, save what is unsaved, and send the last replies; why that failed."""
+        failure = self._engine.finish(
+            lambda: notify(STATUS="saving", EXTEND_TIMEOUT_USEC=EXTEND_USEC)
+        )
+        self._deliver(self._engine.take_replies())
+        return failure
 
     def close(self) -> None:
         """Let the last replies leave, and stop listening."""

@@ -9,6 +9,9 @@ import contextlib
 import os
 import socket
 
+EXTEND_USEC = 60_000_000
+"""While something takes long: how much later than now the service manager is to give up."""
+
 
 def notify(**state: str | int) -> None:
     """Send e.g. READY=1 and STATUS="serving" to the service manager, if there is one."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 from pickledbd.records import Answer
 from pickledbd_protocol import ProtocolError, Request, Unavailable
@@ -18,13 +19,18 @@ from pickledbd_protocol import ProtocolError, Request, Unavailable
 ANSWERS_MAX = 10_000
 """Clients whose last write is remembered."""
 
+SMALL = 100
+"""Answers of at most so many bytes are always kept with the write that they answer."""
+
 BYTES_MAX = 4 * 2**20
-"""Bytes of all remembered answers; they stand in the head of each journal."""
+"""Bytes of all larger answers. Beyond that the oldest are given up, and only that the write was
+applied is remembered."""
 
 KEEP_MS = 10 * 60 * 1000
 """How long an answer is kept at most, in milliseconds."""
 
-_ANSWER_BYTES = 100  # what one takes beside its result
+NOT_KEPT = b"null"
+"""Stands for an answer that was given up: its write was applied, what it returned is gone."""
 
 
 def now_ms() -> int:
@@ -37,6 +43,7 @@ class Retries:
 
     def __init__(self) -> None:
         self._answers: dict[str, Answer] = {}
+        self._large: dict[str, int] = {}  # bytes of those that are
         self._bytes = 0
         self.forgotten = 0
         """When the newest write was made whose answer was given up, in ms since 1970."""
@@ -58,7 +65,7 @@ class Retries:
                 f"id {request.id} of client {request.client!r} is not over {known.id}, its last "
                 "write's: ids of writes have to grow; to repeat a write send sent_ms_ago"
             )
-        elif request.id == known.id:
+        elif request.id == known.id and known.result != NOT_KEPT:
             return known.result
         else:
             unknown = True
@@ -73,16 +80,21 @@ class Retries:
         """Note the answer to a client's newest write."""
         self.forget(answer.client)
         self._answers[answer.client] = answer
-        self._bytes += _ANSWER_BYTES + len(answer.result)
-        while self._bytes > BYTES_MAX or len(self._answers) > ANSWERS_MAX:
+        size = len(answer.result)
+        if size > SMALL:
+            self._large[answer.client] = size
+            self._bytes += size
+        while self._bytes > BYTES_MAX:
+            client = next(iter(self._large))
+            self._bytes -= self._large.pop(client)
+            self._answers[client] = replace(self._answers[client], result=NOT_KEPT)
+        if len(self._answers) > ANSWERS_MAX:
             self._give_up(next(iter(self._answers)))
 
     def forget(self, client: str) -> Answer | None:
         """Have no answer for `client`; the one there was."""
-        known = self._answers.pop(client, None)
-        if known is not None:
-            self._bytes -= _ANSWER_BYTES + len(known.result)
-        return known
+        self._bytes -= self._large.pop(client, 0)
+        return self._answers.pop(client, None)
 
     def restore(self, answers: Iterable[Answer], forgotten: int) -> None:
         """Know what a journal's head tells."""
@@ -99,15 +111,10 @@ class Retries:
                 return
             self._give_up(oldest.client)
 
-    def answers(self) -> Iterable[Answer]:
-        """All answers, in the order of their writes."""
-        return self._answers.values()
-
-    @property
-    def awaited(self) -> bool:
-        """Whether a client may still ask for one of the answers."""
+    def awaited(self) -> list[Answer]:
+        """The answers that their clients may still ask for, in the order of the writes."""
         now = now_ms()
-        return any(now < answer.at + answer.budget_ms for answer in self._answers.values())
+        return [answer for answer in self._answers.values() if now < answer.at + answer.budget_ms]
 
     def _give_up(self, client: str) -> None:
         gone = self.forget(client)

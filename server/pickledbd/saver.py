@@ -241,8 +241,8 @@ class Saver:
             else:
                 yield from self._publish_anew(writing, digest)
             self._saved_changes = self._viewed
-        except BaseException:
-            writing.give_up()
+        except Exception:
+            yield from result(self._snapshots.do(writing.give_up))
             raise
 
     def _write(self, writing: Writing, parts: Iterator[bytes]) -> Task[int]:
@@ -363,10 +363,14 @@ class Saver:
 
     def _sync(self) -> Task[None]:
         try:
-            yield from result(self._syncs.do(self._journal.sync))
+            yield from self.sync()
         except DiskError as error:
             self.failed(error)
         self._syncing = False
+
+    def sync(self) -> Task[None]:
+        """Wait until all that was appended is on disk. DiskError."""
+        yield from result(self._syncs.do(self._journal.sync))
 
     def failed(self, error: DiskError) -> None:
         """The journal failed with `error`: writes are refused from now on."""
@@ -375,7 +379,7 @@ class Saver:
 
     def end(self) -> None:
         """Leave no journal behind, if it would carry nothing that anybody may ask for."""
-        if not self.unsaved and not self._retries.awaited:
+        if not self.unsaved and not self._retries.awaited():
             self._journal.drop(lambda _number: True)
 
     def close(self) -> None:
