@@ -272,12 +272,12 @@ class Saver:
         """Have the journal say which file holds what it has up to `end`, and put that in place."""
         journal = self._journal
         clean = journal.end == end
-        journal.rebase(digest, end)
-        rebased = journal.end
         try:
+            journal.rebase(digest, end)
+            rebased = journal.end
             yield from result(self._snapshots.do(journal.sync))
         except DiskError as error:
-            journal.failed = str(error)
+            self.failed(error)
             raise
         yield from result(self._snapshots.do(writing.publish))
         journal.rebased(end)
@@ -311,7 +311,8 @@ class Saver:
             yield from result(self._snapshots.do(journal.sync, newest_only=True))
             yield from result(self._snapshots.do(writing.publish))
         except DiskError:
-            journal.drop(lambda n: n == number)
+            if not writing.published:  # else only this journal tells what the data file holds
+                journal.drop(lambda n: n == number)
             raise
         if journal.failed:
             log.info("writes are accepted again")

@@ -9,6 +9,7 @@ failed one is named.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import hashlib
 import logging
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import orjson
 
-from pickledbd.disk import close, create, step, sync, sync_directory, write_all
+from pickledbd.disk import DiskError, close, create, step, sync, sync_directory, write_all
 from pickledbd.records import entries as members
 from pickledbd.table import Entries, Table
 from pickledbd_protocol import InvalidValue, check_integers, shown
@@ -38,6 +39,9 @@ PROGRESS_BYTES = 2**20
 
 SYNC_BYTES = 16 * 2**20
 """Bytes of a snapshot between two syncs."""
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""How a file system tells that it has no hard links, or no further ones."""
 
 _HEAD, _SEPARATOR, _TAIL = b"{\n", b",\n", b"\n}\n"
 
@@ -149,14 +153,15 @@ class DataFile:
         except OSError:
             return None
 
-    def _keep_old(self) -> None:
-        """Have under another name what is not to be overwritten.
+    def _keep_old(self) -> Path | None:
+        """Have under another name what is not to be overwritten; that name. OSError.
 
         That is a file that someone else wrote meanwhile, and as many backups as were asked for.
         """
-        found = self._identity()
-        if found is None:
-            return
+        try:
+            found = _identity(self.path.stat())
+        except FileNotFoundError:
+            return None
         if found != self._known:
             aside = self.path.with_name(f"{self.path.name}.replaced-{time.time_ns()}")
             log.warning(
@@ -167,11 +172,22 @@ class DataFile:
         elif self.backups:
             aside = self.path.with_name(f"{self.path.name}.backup-{time.time_ns()}")
         else:
-            return
+            return None
         try:
             os.link(self.path, aside)  # there is never a moment without a data file
-        except OSError:
-            self.path.rename(aside)  # a file system without hard links
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self.path.rename(aside)
+        return aside
+
+    def _put_back(self, aside: Path) -> None:
+        """Undo `_keep_old`."""
+        with contextlib.suppress(OSError):
+            if self._identity() is None:
+                aside.rename(self.path)
+            else:
+                aside.unlink()
 
     def _drop_backups(self) -> None:
         """Keep no more backups than were asked for; where none are, they are someone else's."""
@@ -190,9 +206,13 @@ class Writing:
     """
 
     def __init__(self, file: DataFile) -> None:
+        self.published = False
+        """Whether it stands in the data file's place, be it not for sure."""
         self._target = file
         self._temp = file.path.with_name(f"{file.path.name}.tmp-{secrets.token_hex(4)}")
         self._file = -1
+        self.published = False
+        """Whether it is in the data file's place, though perhaps not for ever."""
         self._hash = _new_hash()
         self._unsynced = 0
         self._written: Identity | None = None
@@ -227,9 +247,16 @@ class Writing:
         """Put it in the place of the data file."""
         file = self._target
         with step("keeping the old file"):
-            file._keep_old()  # noqa: SLF001 - the same room
-        with step("renaming the temporary file"):
-            self._temp.rename(file.path)
+            aside = file._keep_old()  # noqa: SLF001 - the same room
+        try:
+            with step("renaming the temporary file"):
+                self._temp.rename(file.path)
+            self.published = True
+        except DiskError:
+            if aside is not None:
+                file._put_back(aside)  # noqa: SLF001 - the same room
+            raise
+        self.published = True
         file._known = self._written  # noqa: SLF001 - the same room
         self._close()
         with step("fsync of the directory"):
