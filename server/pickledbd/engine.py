@@ -79,6 +79,7 @@ class Engine:
         self._gate = gate
         self._batches = Batches(status.request_bytes)
         self._turn: list[tuple[Peer, Request]] = []
+        self._turn_replies: list[tuple[Peer, bytes]] = []
         self._replies: list[tuple[Peer, bytes]] = []
         self._lines: list[bytes] = []
         self._answered: list[tuple[str, Answer | None]] = []  # with the answer before
@@ -122,7 +123,7 @@ class Engine:
             fault = PickleDBError(f"{request.command.name} failed in the daemon; see its log")
             reply = encode_error(request.id, fault)
         if reply is not None:
-            self._replies.append((peer, reply))
+            self._turn_replies.append((peer, reply))
 
     def _apply(self, peer: Peer, request: Request) -> bytes | None:
         """The reply, or None if it comes later."""
@@ -185,6 +186,8 @@ class Engine:
             except DiskError as error:
                 self._undo_turn(error)
         self._store.commit()
+        self._replies += self._turn_replies
+        self._turn_replies.clear()
         self._lines.clear()
         self._answered.clear()
         self._turn.clear()
@@ -209,7 +212,7 @@ class Engine:
             if before is not None:
                 self._retries.remember(before)
         turn, self._turn = self._turn, []
-        self._replies.clear()
+        self._turn_replies.clear()
         self._reads.clear()
         self._large.clear()
         self._saves.clear()

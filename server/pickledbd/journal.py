@@ -82,6 +82,7 @@ class Journal:
             self._files.append(_File(number, file, end, start))
             if path.stat().st_size > end:
                 os.ftruncate(file, end)
+                sync(file)  # what was cut must not come back behind what is appended now
 
     @property
     def appends(self) -> bool:

@@ -290,6 +290,12 @@ class Saver:
         except DiskError as error:
             journal.give_up()
             log.warning("no new journal was begun, the old one goes on: %s", error)
+            return
+        try:
+            # The answers in its head are to be as safe as they were in the old one
+            yield from result(self._snapshots.do(journal.sync, newest_only=True))
+        except DiskError as error:
+            self.failed(error)
         else:
             yield from result(self._snapshots.do(journal.drop, lambda n: n < number + clean))
 
