@@ -21,10 +21,10 @@ MISSING: Any = object()
 """A default that raises KeyError instead."""
 
 
-PART_BYTES = 2**16
+PART_BYTES = 2**14
 """A batch over this size is sent in parts of about it, so that the daemon never has to halt."""
 
-_PART_ITEMS = 500  # encoded at once; several such pieces make a part
+_PART_ITEMS = 100  # encoded at once; several such pieces make a part
 
 
 @dataclass(slots=True)

@@ -237,7 +237,7 @@ def canonical(key: str, value: Any) -> bytes:
         text = orjson.dumps(value)
         # Only where there are brackets enough for it is the depth worth measuring: orjson
         # does that when it is left no more than MAX_DEPTH of its own limit.
-        if text.count(b"[") + text.count(b"{") > MAX_DEPTH:
+        if len(text) > MAX_DEPTH and text.count(b"[") + text.count(b"{") > MAX_DEPTH:
             wrapped = value
             for _ in range(_HEADROOM):
                 wrapped = [wrapped]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
-from pickledbd.table import Table
+from pickledbd.table import CHUNK, Table
 from pickledbd_protocol import PickleDBError, Request, TooLarge, canonical
 
 LARGE = 1000
@@ -18,8 +19,6 @@ LARGE = 1000
 
 EXPIRE_MS = 60_000
 """How long after its last part an unfinished batch is kept at least."""
-
-_STEP = 250  # items that are encoded in one step
 
 
 class Batch:
@@ -48,6 +47,13 @@ class Batch:
             self.is_large = len(items) > LARGE
             self._single = items
 
+    def refuse(self, error: PickleDBError) -> None:
+        """Have no items, and `error` for all of it."""
+        self.table = Table()
+        self._single = {}
+        self._error = error
+        self.is_large = True  # whose errors are told when the last part has come
+
     def prepare(self) -> Iterator[None]:
         """Prove and encode what is left, a little at each step. InvalidValue names the key."""
         yield from self._encode(self._single)
@@ -55,11 +61,11 @@ class Batch:
             raise self._error
 
     def _encode(self, items: dict[str, Any]) -> Iterator[None]:
+        pairs = iter(items.items())
         try:
-            for count, (key, value) in enumerate(items.items(), 1):
-                self.table.set(key, canonical(key, value))
-                if count % _STEP == 0:
-                    yield
+            while part := dict(islice(pairs, CHUNK)):
+                self.table.extend(list(part), [canonical(k, value) for k, value in part.items()])
+                yield
         except PickleDBError as error:
             self._error = error
 
@@ -79,15 +85,18 @@ class Batches:
     def gather(self, peer: bytes, request: Request) -> Batch | None:
         """The batch that this message ends, or None if further ones have to come.
 
-        TooLarge if its messages are larger together than a request may be.
+        It is refused if its messages are larger together than a request may be.
         """
         name = (peer, request.client, request.id)
         batch = self._open.pop(name, None) or Batch()
         batch.add(request)
         if batch.bytes > self._request_bytes:
-            raise TooLarge(
-                f"a {request.command.name} of over {self._request_bytes:,} bytes is more than "
-                "this daemon accepts; send less at once, or start it with a larger --max-request"
+            batch.refuse(
+                TooLarge(
+                    f"a {request.command.name} of over {self._request_bytes:,} bytes is more than "
+                    "this daemon accepts; send less at once, or start it with a larger "
+                    "--max-request"
+                )
             )
         if not request.more:
             return batch

@@ -156,8 +156,8 @@ class Store:
         """Put what was adopted where it belongs, a little at each step."""
         batch = self._adopted
         while batch:
-            for key, value in batch.take_chunk():
-                self._table.set(key, value)
+            chunk = batch.take_chunk()
+            self._table.extend(list(chunk), list(chunk.values()))
             yield
         self._adopted = None
         if batch is not None:

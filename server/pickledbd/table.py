@@ -157,8 +157,8 @@ class Table:
             del self._chunks[number]
         return View(self._chunks, self._views)
 
-    def take_chunk(self) -> Iterator[tuple[str, bytes]]:
-        """Remove the first of the chunks; its items. To be used up before the next change."""
+    def take_chunk(self) -> dict[str, bytes]:
+        """Remove the first of the chunks; its entries. Not from an empty table."""
         while self._first not in self._chunks:
             self._first += 1
         chunk = self._chunks.pop(self._first)
@@ -167,7 +167,7 @@ class Table:
         for key in chunk:
             del self._index[hash(key) & _MASK][key]
         self._length -= len(chunk)
-        return iter(chunk.items())
+        return chunk
 
     def free(self) -> Iterator[None]:
         """Give the memory back, a little at each step: to free a large table takes long."""
