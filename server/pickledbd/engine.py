@@ -107,7 +107,8 @@ class Engine:
         ):
             self._held.append((peer, request))
             return
-        self._turn.append((peer, request))
+        if not request.more:  # what was gathered is not to be gathered once more
+            self._turn.append((peer, request))
         self._answer(peer, request)
 
     def _answer(self, peer: Peer, request: Request) -> None:
@@ -148,18 +149,17 @@ class Engine:
         return encode_reply(request.id, orjson.dumps(about))
 
     def _write(self, peer: Peer, request: Request) -> bytes | None:
+        batch = self._batches.gather(peer, request) if request.command.parts else None
+        if request.more:
+            return None  # judged when its last part has come: there is one reply to all of them
         known = self._retries.answered(request)
         if known is not None:
             return encode_reply(request.id, known)
         if self._saver.refusing is not None:
             raise self._refusal(self._saver.refusing)
-        if request.command.parts:
-            batch = self._batches.gather(peer, request)
-            if batch is None:
-                return None
-            if batch.is_large:
-                self._large.append((peer, request, batch))
-                return None
+        if batch is not None and batch.is_large:
+            self._large.append((peer, request, batch))
+            return None
         start = self._store.logged()
         result = HANDLERS[request.command.name](self._store, request.args)
         if self._store.logged() > start:

@@ -22,11 +22,19 @@ from pickledbd import records
 from pickledbd.journal import find_journals
 from pickledbd.records import Answer
 from pickledbd.retries import Retries
-from pickledbd.snapshot import DataFile, Unreadable
+from pickledbd.snapshot import PROGRESS_BYTES, DataFile, Unreadable
 from pickledbd.table import Table
 
 SECTOR = 512
 """What the disk never wrote is NUL up to the end of a sector, or of the file."""
+
+Progress = Callable[[str, int], None]
+"""Called with the name of a file and how many bytes of it have been read."""
+
+
+def _no_progress(_what: str, _done: int) -> None:
+    pass
+
 
 _NULS = re.compile(rb"\0+")
 
@@ -75,7 +83,7 @@ def recover(
     file: DataFile,
     *,
     choice: str | None = None,
-    progress: Callable[[str, int], None] = lambda _what, _done: None,
+    progress: Progress = _no_progress,
 ) -> Recovered:
     """The content of `file` and its journals. Unreadable tells why there is none.
 
@@ -88,7 +96,7 @@ def recover(
     loaded = time.monotonic()
     found = Recovered(table, Retries(), steps={"reading the data file": loaded - started})
     try:
-        scans = [scan(number, path) for number, path in find_journals(file.path).items()]
+        scans = [scan(number, path, progress) for number, path in find_journals(file.path).items()]
     except OSError as error:
         raise Unreadable(f"cannot read {error.filename}: {error.strerror}") from error
     found.highest = max((each.number for each in scans), default=0)
@@ -106,9 +114,10 @@ def recover(
     return found
 
 
-def scan(number: int, path: Path) -> Scan:
+def scan(number: int, path: Path, progress: Progress = _no_progress) -> Scan:
     """Read one journal, without applying it. OSError."""
     found = Scan(number, path, path.stat().st_size)
+    told = 0
     with path.open("rb") as file:
         for line in file:
             record = records.decode(line)
@@ -126,6 +135,9 @@ def scan(number: int, path: Path) -> Scan:
             else:
                 found.effects += 1
             found.good += len(line)
+            if found.good - told >= PROGRESS_BYTES:
+                told = found.good
+                progress(path.name, told)
     return found
 
 
@@ -245,7 +257,7 @@ def _head_length(each: Scan) -> int:
 def _replay(
     chain: list[tuple[Scan, int, int]],
     found: Recovered,
-    progress: Callable[[str, int], None],
+    progress: Progress,
 ) -> None:
     batches: dict[int, list[dict[str, Any]]] = {}
     for each, start, end in chain:
@@ -266,7 +278,7 @@ def _replay(
                 if answer is not None:
                     found.retries.remember(answer)
                 place += len(line)
-                if place - told >= 2**20:
+                if place - told >= PROGRESS_BYTES:
                     told = place
                     progress(each.path.name, place)
 

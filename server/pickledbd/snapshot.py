@@ -19,6 +19,7 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -36,6 +37,9 @@ BLOCK = 2**16
 
 PROGRESS_BYTES = 2**20
 """Bytes read between two signs of progress."""
+
+WHOLE_KEYS = 10_000
+"""Keys taken over between two signs of progress where a file cannot be read in blocks."""
 
 SYNC_BYTES = 16 * 2**20
 """Bytes of a snapshot between two syncs."""
@@ -87,7 +91,7 @@ class DataFile:
                 except _NotOurLayoutError:
                     file.seek(0)
                     table, digest = Table(), _new_hash()
-                    _load_whole(file, table, digest)
+                    _load_whole(file, table, digest, progress)
         except FileNotFoundError:
             pass
         except UnicodeDecodeError as error:
@@ -323,7 +327,9 @@ def _add_block(table: Table, block: bytes) -> None:
     _add(table, entries)
 
 
-def _load_whole(file: BinaryIO, table: Table, digest: Hash) -> None:
+def _load_whole(
+    file: BinaryIO, table: Table, digest: Hash, progress: Callable[[int], None]
+) -> None:
     """Read any other layout: pickleDB's own one long line, or a file edited by hand."""
     text = file.read()
     if not text:
@@ -337,8 +343,12 @@ def _load_whole(file: BinaryIO, table: Table, digest: Hash) -> None:
     if type(entries) is not dict:
         raise _ContentError(f"it holds a JSON {type(entries).__name__}, not an object of keys")
     check_integers(text)
+    size, count = len(text), len(entries)
     del text
-    _add(table, entries)
+    pairs = iter(entries.items())
+    while part := dict(islice(pairs, WHOLE_KEYS)):
+        _add(table, part)
+        progress(size * len(table) // count)
 
 
 def _add(table: Table, entries: dict[str, object]) -> None:
