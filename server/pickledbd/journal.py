@@ -73,6 +73,7 @@ class Journal:
         self._data = data
         self._files: list[_File] = []
         self._next: _File | None = None
+        self._superfluous: set[int] = set()
         self._highest = highest  # never a number twice: a file may have failed to be removed
         self._told_synced = 0
         self._syncing = threading.Lock()  # held while descriptors are synced, or closed
@@ -204,8 +205,7 @@ class Journal:
         new, self._next = self._next, None
         if new is not None:
             close(new.descriptor)
-            with contextlib.suppress(OSError):
-                journal_path(self._data, new.number).unlink()
+            self._remove(new.number)
 
     def drop(self, unneeded: Callable[[int], bool]) -> None:
         """Remove the journals of the numbers that are `unneeded`. Blocks."""
@@ -214,8 +214,14 @@ class Journal:
                 if unneeded(file.number):
                     self._files.remove(file)
                     close(file.descriptor)
-                    with contextlib.suppress(OSError):  # the next start sweeps it
-                        journal_path(self._data, file.number).unlink()
+                    self._remove(file.number)
+
+    def _remove(self, number: int) -> None:
+        self._superfluous.add(number)
+        for each in self._superfluous.copy():
+            with contextlib.suppress(OSError):  # tried again next time, and by the next start
+                journal_path(self._data, each).unlink(missing_ok=True)
+                self._superfluous.discard(each)
 
     def close(self) -> None:
         """Let go of the files."""
