@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -86,7 +85,8 @@ class Engine:
         self._reads: list[tuple[Peer, Request]] = []
         self._saves: list[tuple[Peer, Request]] = []
         self._large: list[tuple[Peer, Request, Batch]] = []
-        self._held: deque[tuple[Peer, Request]] = deque()  # until an adopted batch is in place
+        self._applying: set[Peer] = set()  # whose large batch does not count yet
+        self._held: dict[Peer, list[Request]] = {}  # until a batch counts, or is in place
         self._waiting: dict[tuple[Peer, int], None] = {}  # answers that take long
         self._tell_alive = 0.0
         self._gone: set[Peer] = set()
@@ -102,10 +102,11 @@ class Engine:
             self._admit(peer, request)
 
     def _admit(self, peer: Peer, request: Request) -> None:
-        if self._store.folding and (
-            request.command.whole or any(peer == held for held, _ in self._held)
-        ):
-            self._held.append((peer, request))
+        if peer in self._held:  # what one connection asks is applied in that order
+            self._held[peer].append(request)
+            return
+        if peer in self._applying or (self._store.folding and request.command.whole):
+            self._held[peer] = [request]
             return
         if not request.more:  # what was gathered is not to be gathered once more
             self._turn.append((peer, request))
@@ -121,8 +122,7 @@ class Engine:
             # Whatever it was, it was one request's; the others must go on.
             log.exception("a %s of client %s failed", request.command.name, request.client)
             self._store.roll_back(start)
-            fault = PickleDBError(f"{request.command.name} failed in the daemon; see its log")
-            reply = encode_error(request.id, fault)
+            reply = _fault(request)
         if reply is not None:
             self._turn_replies.append((peer, reply))
 
@@ -159,6 +159,7 @@ class Engine:
             raise self._refusal(self._saver.refusing)
         if batch is not None and batch.is_large:
             self._large.append((peer, request, batch))
+            self._applying.add(peer)
             return None
         start = self._store.logged()
         result = HANDLERS[request.command.name](self._store, request.args)
@@ -214,6 +215,7 @@ class Engine:
         turn, self._turn = self._turn, []
         self._turn_replies.clear()
         self._reads.clear()
+        self._applying.difference_update(peer for peer, _, _ in self._large)
         self._large.clear()
         self._saves.clear()
         for peer, request in turn:
@@ -239,9 +241,10 @@ class Engine:
         return min(self._saver.tick(now), self._tell_alive if self._waiting else now + 60)
 
     def _admit_held(self) -> None:
-        if self._held and not self._store.folding:
-            held, self._held = self._held, deque()
-            for peer, request in held:
+        if self._store.folding:
+            return
+        for peer in [peer for peer in self._held if peer not in self._applying]:
+            for request in self._held.pop(peer):
                 self._admit(peer, request)
                 if self.turn_over:
                     self._replies = self.finish_turn()
@@ -355,8 +358,12 @@ class Engine:
                 self._gate.leave()
         except PickleDBError as error:
             reply = encode_error(request.id, error)
+        except Exception:
+            log.exception("a %s of client %s failed", request.command.name, request.client)
+            reply = _fault(request)
         self._waiting.pop((peer, request.id), None)
         self._replies.append((peer, reply))
+        self._applying.discard(peer)
         yield from self._store.fold()
 
     def _commit(self, request: Request, batch: Batch) -> Task[None]:
@@ -423,6 +430,11 @@ class Engine:
         if reset:
             status.longest_slice_ms = 0.0
         return told
+
+
+def _fault(request: Request) -> bytes:
+    error = PickleDBError(f"{request.command.name} failed in the daemon; see its log")
+    return encode_error(request.id, error)
 
 
 def _answer_to(request: Request, result: bytes) -> Answer:
