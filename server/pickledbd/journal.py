@@ -115,6 +115,8 @@ class Journal:
             with step(f"writing {self._name(file)}"):
                 write_all(file.descriptor, text)
             if sync_now:
+                if any(older.synced < older.size for older in self._files[:-1]):
+                    self.sync()  # the batch that is committed now may have begun there
                 with step(f"fdatasync of {self._name(file)}"):
                     sync(file.descriptor, data_only=True)
         except DiskError as error:

@@ -292,8 +292,9 @@ class Saver:
             log.warning("no new journal was begun, the old one goes on: %s", error)
             return
         try:
-            # The answers in its head are to be as safe as they were in the old one
-            yield from result(self._snapshots.do(journal.sync, newest_only=True))
+            # The answers in its head are to be as safe as they were in the old one, which is synced
+            # before, as it may go on for a while: what the new one tells is synced, is all of it
+            yield from result(self._snapshots.do(journal.sync))
         except DiskError as error:
             self.failed(error)
         else:
