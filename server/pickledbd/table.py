@@ -13,10 +13,13 @@ bounded by two pointers a key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 CHUNK = 341
 """Keys in a chunk: what a dict holds in 512 slots, so that a full chunk wastes nothing."""
+
+PIECE_BYTES = 2**17
+"""A view gives no more than this at once, unless one entry is larger."""
 
 SHARDS = 1024
 """Dicts of the index; each stays small enough to grow in well under a millisecond."""
@@ -28,6 +31,15 @@ Entries = tuple[Iterable[str], Iterable[bytes]]
 
 Place = tuple[int, list[str]]
 """Where a key stood: the number of its chunk, and the keys of that chunk in order."""
+
+
+def _pieces(keys: list[str], values: list[bytes]) -> Iterator[Entries]:
+    start = size = 0
+    for stop, (key, value) in enumerate(zip(keys, values, strict=True), 1):
+        size += len(key) + len(value)
+        if size >= PIECE_BYTES or stop == len(keys):
+            yield keys[start:stop], values[start:stop]
+            start, size = stop, 0
 
 
 class View:
@@ -42,7 +54,13 @@ class View:
         """The entries, some at a time. What is yielded is to be used before the table changes."""
         for number in list(self._left):
             chunk = self._left.pop(number)
-            yield (chunk.keys(), chunk.values()) if isinstance(chunk, dict) else chunk
+            keys: Collection[str]
+            values: Collection[bytes]
+            keys, values = (chunk.keys(), chunk.values()) if isinstance(chunk, dict) else chunk
+            if sum(map(len, keys)) + sum(map(len, values)) <= PIECE_BYTES:
+                yield keys, values
+            else:
+                yield from _pieces(list(keys), list(values))
         self.close()
 
     def keep(self, number: int) -> None:
