@@ -96,10 +96,12 @@ class Engine:
     def receive(self, peer: Peer, frames: Sequence[bytes]) -> None:
         """Take in one message."""
         request = decode_request(frames)
-        if isinstance(request, Refused):
-            self._replies.append((peer, encode_error(request.id, request.error)))
-        else:
+        if not isinstance(request, Refused):
             self._admit(peer, request)
+        elif request.is_part and request.id is not None:
+            self._batches.refuse(peer, request.id, request.error)
+        else:
+            self._replies.append((peer, encode_error(request.id, request.error)))
 
     def _admit(self, peer: Peer, request: Request) -> None:
         if peer in self._held:  # what one connection asks is applied in that order

@@ -33,6 +33,8 @@ class _File:
     """The records from here on are not in the data file."""
     synced: int = 0
     """How many of its bytes are known to be on the disk."""
+    failed: DiskError | None = None
+    """Why no later sync of it tells anything."""
 
 
 def journal_path(data: Path, number: int) -> Path:
@@ -121,6 +123,7 @@ class Journal:
                     sync(file.descriptor, data_only=True)
         except DiskError as error:
             self.failed = str(error)
+            file.failed = error
             with contextlib.suppress(OSError):  # no start is to find what was refused
                 os.ftruncate(file.descriptor, file.size)
             raise
@@ -133,9 +136,15 @@ class Journal:
         with self._syncing:
             for file in self._files[-1:] if newest_only else self._files.copy():
                 size = file.size
+                if file.failed is not None:
+                    raise file.failed
                 if file.synced < size:
-                    with step(f"fdatasync of {self._name(file)}"):
-                        sync(file.descriptor, data_only=True)
+                    try:
+                        with step(f"fdatasync of {self._name(file)}"):
+                            sync(file.descriptor, data_only=True)
+                    except DiskError as error:
+                        file.failed = error
+                        raise
                     file.synced = size
 
     # When a snapshot is written: mark, rebase; a new file: prepare, switch, drop the older ones.
@@ -200,6 +209,7 @@ class Journal:
         except DiskError:
             self.give_up()
             raise
+        self.sync()
         self.drop(lambda number: number != self.number)
 
     def give_up(self) -> None:

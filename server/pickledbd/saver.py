@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
-from pickledbd.disk import DiskError
+from pickledbd.disk import DiskError, sync_directory
 from pickledbd.journal import Journal
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.retries import Retries
@@ -94,6 +94,8 @@ class Saver:
         self._status = status
         self._tasks = tasks
         self._gate = gate
+        self.failures = 0
+        """How often the journal has failed."""
         self._saved_changes = 0
         self._viewed: int | None = None  # the changes that the snapshot being written holds
         self._saving = False
@@ -151,6 +153,11 @@ class Saver:
         the user's, what was loaded is saved first (SaveFailed), or they are kept aside. DiskError.
         """
         journal = self._journal
+        if choice == "discard":  # before a new one is begun, which would make these superfluous
+            for path in superfluous:
+                aside = path.with_name(f"{path.name}.discarded-{time.time_ns()}")
+                log.warning("%s is kept as %s", path, aside.name)
+                path.rename(aside)
         if choice == "replay" and superfluous:
             journal.failed = "it is replayed and not begun anew yet"
             failures: list[SaveFailed | None] = []
@@ -158,18 +165,22 @@ class Saver:
             self._tasks.finish()
             if failures[0] is not None:
                 raise failures[0]
-        elif journal.appends and not journal.number:
+        else:
             try:
-                journal.begin(self._file.digest, self._retries)
+                if journal.appends and not journal.number:
+                    journal.begin(self._file.digest, self._retries)
+                else:
+                    journal.sync()  # what it tells is served from now on, and repeats are answered
             except DiskError as error:
                 self.failed(error)
-        for path in superfluous:
-            if choice == "discard":
-                aside = path.with_name(f"{path.name}.discarded-{time.time_ns()}")
-                log.warning("%s is kept as %s", path, aside.name)
-                path.rename(aside)
-            else:
+        if superfluous and choice != "discard" and not journal.failed:
+            # What makes them superfluous, a rename perhaps, is on disk before they go. And none
+            # comes back later, when a journal before it has grown to the length that it follows.
+            directory = self._file.path.parent
+            sync_directory(directory)
+            for path in superfluous:
                 path.unlink()
+            sync_directory(directory)
 
     def save(self, saved: Saved = lambda _error: None) -> None:
         """Have what the store holds now in the data file, and then call `saved`."""
@@ -199,6 +210,9 @@ class Saver:
             failure.__cause__ = error
         except SaveFailed as error:
             failure = error
+        except Exception:
+            log.exception("a save failed")  # a fault; but whoever waits for it must not wait on
+            failure = SaveFailed(f"cannot save {self._file.path}: see the daemon's log")
         if failure is not None:
             if status.last_save_error != str(failure):  # however often it is met, it is logged once
                 log.error("%s", failure)
@@ -383,6 +397,7 @@ class Saver:
     def failed(self, error: DiskError) -> None:
         """The journal failed with `error`: writes are refused from now on."""
         self._journal.failed = str(error)
+        self.failures += 1
         log.error("writes are refused until a save succeeds: %s", error)
 
     def end(self) -> None:

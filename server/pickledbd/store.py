@@ -30,6 +30,8 @@ class Change:
     before: bytes | None = None
     place: Place | None = None
     cleared: Table | None = None
+    count: int = 0
+    """The store's `changes` before it."""
 
 
 class Store:
@@ -59,7 +61,7 @@ class Store:
         table = self._table
         if self._adopted is not None and (key in self._adopted or key not in table):
             table = self._adopted  # a new key comes after those that were adopted
-        self._log.append(Change(table, key, value, table.set(key, value)))
+        self._log.append(Change(table, key, value, table.set(key, value), count=self.changes))
         self.changes += 1
 
     def remove(self, key: str) -> bytes | None:
@@ -69,7 +71,7 @@ class Store:
             if table is not None and key in table:
                 place = table.place(key)
                 removed = table.remove(key)
-                self._log.append(Change(table, key, None, removed, place))
+                self._log.append(Change(table, key, None, removed, place, count=self.changes))
         self.changes += removed is not None
         return removed
 
@@ -79,9 +81,9 @@ class Store:
 
     def clear(self) -> None:
         """Remove everything. Not while folding."""
-        self.changes += len(self._table)
         cleared, self._table = self._table, Table()
-        self._log.append(Change(self._table, cleared=cleared))
+        self._log.append(Change(self._table, cleared=cleared, count=self.changes))
+        self.changes += len(cleared)
 
     # What the engine does with the changes that its handlers made
 
@@ -118,6 +120,7 @@ class Store:
         """Undo the changes from `start` on."""
         while len(self._log) > start:
             change = self._log.pop()
+            self.changes = change.count
             if change.cleared is not None:
                 self._garbage.append(self._table)
                 self._table = change.cleared
@@ -162,6 +165,11 @@ class Store:
         self._adopted = None
         if batch is not None:
             self._garbage.append(batch)
+
+    @property
+    def garbage(self) -> bool:
+        """Whether there is something to `free`."""
+        return bool(self._garbage)
 
     def free(self) -> Iterator[None]:
         """Give back the memory of what was cleared, a little at each step."""
