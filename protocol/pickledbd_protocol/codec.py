@@ -46,6 +46,8 @@ class Refused:
 
     id: int | None
     error: PickleDBError
+    is_part: bool = False
+    """Further messages with the same id follow; all are answered with the last."""
 
 
 @dataclass(slots=True)
@@ -91,6 +93,7 @@ def encode_request(
 def decode_request(frames: Sequence[bytes]) -> Request | Refused:
     """What one message (its frames behind the routing id) asks for."""
     request_id: int | None = None
+    is_part = False
     try:
         if len(frames) != 1:
             raise ProtocolError(f"a request is one frame, not {len(frames)} (use DEALER, not REQ)")
@@ -110,14 +113,15 @@ def decode_request(frames: Sequence[bytes]) -> Request | Refused:
         command = COMMANDS.get(op) if type(op) is str else None
         if command is None:
             raise ProtocolError(f"this daemon knows no command {str(op)[:80]!r}")
-        args = envelope.get("args", {})
-        check_args(command, args)
         if type(more) is not bool or (more and not command.parts):
             raise ProtocolError(f"{command.name}: more is for large set_many and replace")
+        is_part = more
+        args = envelope.get("args", {})
+        check_args(command, args)
         if command.writes:
             check_integers(body)
     except PickleDBError as error:
-        return Refused(request_id, error)
+        return Refused(request_id, error, is_part)
     return Request(request_id, client, budget_ms, command, args, sent_ms_ago, more, len(body))
 
 

@@ -12,13 +12,16 @@ from itertools import islice
 from typing import Any
 
 from pickledbd.table import CHUNK, Table
-from pickledbd_protocol import PickleDBError, Request, TooLarge, canonical
+from pickledbd_protocol import PickleDBError, Request, RequestTimeout, TooLarge, canonical
 
 LARGE = 1000
 """Items of a batch that a turn does not apply by itself."""
 
 EXPIRE_MS = 60_000
 """How long after its last part an unfinished batch is kept at least."""
+
+LATE_MAX = 10_000
+"""Batches that were dropped, and of which parts may come yet."""
 
 
 class Batch:
@@ -48,11 +51,11 @@ class Batch:
             self._single = items
 
     def refuse(self, error: PickleDBError) -> None:
-        """Have no items, and `error` for all of it."""
+        """Have no items, and `error` for all of it, which is told when the last part has come."""
         self.table = Table()
         self._single = {}
-        self._error = error
-        self.is_large = True  # whose errors are told when the last part has come
+        self._error = self._error or error
+        self.is_large = True
 
     def prepare(self) -> Iterator[None]:
         """Prove and encode what is left, a little at each step. InvalidValue names the key."""
@@ -80,15 +83,15 @@ class Batches:
 
     def __init__(self, request_bytes: int) -> None:
         self._request_bytes = request_bytes
-        self._open: dict[tuple[bytes, str, int], Batch] = {}
+        self._open: dict[tuple[bytes, int], Batch] = {}
+        self._late: dict[tuple[bytes, int], None] = {}
 
     def gather(self, peer: bytes, request: Request) -> Batch | None:
         """The batch that this message ends, or None if further ones have to come.
 
         It is refused if its messages are larger together than a request may be.
         """
-        name = (peer, request.client, request.id)
-        batch = self._open.pop(name, None) or Batch()
+        batch = self._take(peer, request.id)
         batch.add(request)
         if batch.bytes > self._request_bytes:
             batch.refuse(
@@ -100,10 +103,14 @@ class Batches:
             )
         if not request.more:
             return batch
-        self._open[name] = batch
-        wait_ms = max(request.budget_ms or 0, EXPIRE_MS)
-        batch.expires = time.monotonic() + wait_ms / 1000
+        self._keep(peer, request.id, batch, max(request.budget_ms or 0, EXPIRE_MS))
         return None
+
+    def refuse(self, peer: bytes, request_id: int, error: PickleDBError) -> None:
+        """Have all of a batch refused, since one of its parts was no good."""
+        batch = self._take(peer, request_id)
+        batch.refuse(error)
+        self._keep(peer, request_id, batch, EXPIRE_MS)
 
     def expire(self) -> None:
         """Drop those whose sender has given up."""
@@ -111,3 +118,18 @@ class Batches:
         for name, batch in list(self._open.items()):
             if now > batch.expires:
                 del self._open[name]
+                self._late[name] = None
+        while len(self._late) > LATE_MAX:
+            del self._late[next(iter(self._late))]
+
+    def _take(self, peer: bytes, request_id: int) -> Batch:
+        batch = self._open.pop((peer, request_id), None)
+        if batch is None:
+            batch = Batch()
+            if (peer, request_id) in self._late:  # or what comes now would count as all of it
+                batch.refuse(RequestTimeout("a part of the batch came so late that it was dropped"))
+        return batch
+
+    def _keep(self, peer: bytes, request_id: int, batch: Batch, wait_ms: int) -> None:
+        batch.expires = time.monotonic() + wait_ms / 1000
+        self._open[peer, request_id] = batch
