@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from support import PATIENCE, Daemon, is_alive, owner_pid, wait_until
+from wired import Wired
 
 # Speed is the benchmarks' business: a busy machine makes no example wrong.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -71,3 +72,25 @@ def dealer(daemon):
         dealer.rcvtimeo = int(PATIENCE * 1000)
         dealer.connect(daemon.endpoint)
         yield dealer
+
+
+@pytest.fixture
+def wire(tmp_path):
+    """Makes engines without sockets, one after the other, each from what the one before left."""
+    made = []
+
+    def wire(*options):
+        if made:
+            made.pop().close()
+        made.append(Wired(tmp_path / "my.db", *options))
+        return made[-1]
+
+    yield wire
+    for wired in made:
+        wired.close()
+
+
+@pytest.fixture
+def wired(wire):
+    """An engine without sockets."""
+    return wire()

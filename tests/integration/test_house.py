@@ -84,7 +84,8 @@ def test_in_the_protocol_codec_knows_commands_which_know_errors():
     [
         ("pickledbd", "zmq", {"loop"}),
         ("pickledbd_client", "zmq", {"channel"}),
-        ("pickledbd", "fcntl", {"ownership", "snapshot"}),
+        ("pickledbd", "fcntl", {"ownership", "disk"}),
+        ("pickledbd", "concurrent", {"tasks", "saver"}),
     ],
 )
 def test_only_one_room_touches(room, module, only):
@@ -92,10 +93,42 @@ def test_only_one_room_touches(room, module, only):
     assert users == only
 
 
-def test_store_and_handlers_know_neither_sockets_nor_files():
-    for name in ("store", "handlers"):
+def test_only_the_rooms_of_the_disk_write_sync_and_rename():
+    """What others open they read; what they unlink is told to be superfluous."""
+    steps = {"write_all", "sync", "sync_directory", "create"}
+    for path in sorted(ROOMS["pickledbd"].glob("*.py")):
+        taken = {name.rpartition(".")[2] for name in within(imports(path), "pickledbd.disk")}
+        assert not taken & steps or path.stem in ("snapshot", "journal"), path
+        calls = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "os"
+        }
+        found = calls & {"fsync", "fdatasync", "write", "ftruncate", "rename", "replace", "link"}
+        allowed = {
+            "disk": {"fsync", "fdatasync", "write"},
+            "journal": {"ftruncate"},
+            "snapshot": {"link"},
+            "ownership": {"write", "ftruncate"},
+        }
+        assert found <= allowed.get(path.stem, set()), path
+
+
+def test_what_is_kept_and_what_was_answered_know_neither_sockets_nor_files():
+    inner = ("table", "store", "handlers", "records", "retries", "batches")
+    outside = ("zmq", "socket", "os", "io", "pathlib", "fcntl", "subprocess")
+    rooms = [f"pickledbd.{name}" for name in ("disk", "snapshot", "journal", "recovery", "saver")]
+    for name in inner:
         found = imports(ROOMS["pickledbd"] / f"{name}.py")
-        assert not within(found, "zmq", "socket", "os", "pathlib", "pickledbd.snapshot"), name
+        assert not within(found, *outside, *rooms), name
+
+
+def test_the_engine_and_the_saver_leave_the_files_to_their_rooms():
+    for name in ("engine", "saver", "tasks", "status"):
+        found = imports(ROOMS["pickledbd"] / f"{name}.py")
+        assert not within(found, "zmq", "socket", "fcntl", "io"), name
 
 
 def test_nothing_else_stands_at_the_top():

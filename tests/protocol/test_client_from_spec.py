@@ -39,6 +39,7 @@ class RefusedError(Exception):
     def __init__(self, error):
         super().__init__(error["message"])
         self.code = error["code"] if error["code"] in CODES else "internal"
+        self.outcome_known = error.get("outcome_known", True)
 
 
 class SpecClient:
@@ -293,7 +294,8 @@ def test_hello_agrees_on_a_version_and_names_the_daemon_and_its_file(daemon, con
     assert client.hello["pid"] == client.request("info")["pid"]
     assert Path(client.hello["location"]) == daemon.location.resolve()
     assert client.hello["limits"]["request_bytes"] == 256 * MEBIBYTE
-    assert client.hello["features"] == []
+    assert {"repeats", "parts"} <= set(client.hello["features"])
+    assert client.hello["durability"] == "journal"
     assert code_of(client, "hello", versions=[2, 3]) == "protocol"
     with pytest.raises(RefusedError):
         connect(versions=[2, 3])
@@ -523,9 +525,61 @@ def test_replies_are_matched_by_id_while_saves_are_in_flight(daemon, client):
     assert client.answers == client.parts == {}
 
 
+def test_a_large_batch_in_parts_counts_as_one_request(client):
+    client.request("set_many", items={"old": 0, "n0": "before"})
+    items = {f"n{number}": number for number in range(3000)}
+    number = client.send("set_many", {"items": {"n0": "not yet", "twice": 1}}, more=True)
+    for start in range(0, 3000, 500):
+        part = dict(list(items.items())[start : start + 500])
+        assert client.request("len") == {"len": 2}
+        client.send("set_many", {"items": part}, id=number, more=start < 2500)
+    assert client.receive(number) == {}
+    assert client.dump() == {"old": 0, "n0": 0, "twice": 1} | items
+    assert client.request("all")["keys"][:4] == ["old", "n0", "twice", "n1"]
+    number = client.send("replace", {"items": {"x": 1}}, more=True)
+    client.send("replace", {"items": {"y": [2**64]}}, id=number, more=True)
+    client.send("replace", {"items": {"z": 3}}, id=number)
+    with pytest.raises(RefusedError):
+        client.receive(number)
+    assert client.request("len") == {"len": 3002}
+
+
+def test_a_write_sent_again_is_answered_from_the_first(daemon, connect):
+    client = connect()
+    client.set("k", "first")
+    number = client.send("pop", {"key": "k"})
+    assert client.receive(number) == {"value": "first"}
+    connect().set("k", "by another")
+    other = connect()
+    other.name = client.name  # the same client, by a new connection
+    other.send("pop", {"key": "k"}, id=number, sent_ms_ago=5)
+    assert other.receive(number) == {"value": "first"}
+    assert other.get("k") == "by another"
+    # without sent_ms_ago it is a mistake, and so is a number that was used before
+    for used in (number, number - 1):
+        other.send("pop", {"key": "k"}, id=used)
+        with pytest.raises(RefusedError) as refused:
+            other.receive(used)
+        assert refused.value.code == "protocol"
+    # what did not arrive the first time is done now, and a read is just read
+    other.send("pop", {"key": "k"}, id=number + 50, sent_ms_ago=5)
+    assert other.receive(number + 50) == {"value": "by another"}
+    # and what came before the last that was answered nobody can tell
+    other.send("pop", {"key": "k"}, id=number, sent_ms_ago=5)
+    with pytest.raises(RefusedError) as refused:
+        other.receive(number)
+    assert refused.value.code == "unavailable"
+    assert refused.value.outcome_known is False
+
+
 def test_unknown_members_of_a_request_are_ignored_but_arguments_must_fit(client):
-    more = {"trace": {"span": [1]}, "priority": None, "more": True}
+    more = {"trace": {"span": [1]}, "priority": None, "more": False}
     assert client.receive(client.send("set", {"key": "k", "value": 1}, **more)) == {}
+    for wrong in ({"more": True}, {"more": 1}, {"sent_ms_ago": -1}, {"sent_ms_ago": "5"}):
+        number = client.send("set", {"key": "k", "value": 2}, **wrong)
+        with pytest.raises(RefusedError) as refused:
+            client.receive(number)
+        assert refused.value.code == "protocol"
     for op, args in [
         ("set", {"key": "k", "value": 2, "colour": "red"}),
         ("set", {"key": "k"}),
@@ -536,6 +590,7 @@ def test_unknown_members_of_a_request_are_ignored_but_arguments_must_fit(client)
         ("replace", {"items": {}, "purge": True}),
         ("purge", {"really": True}),
         ("pop", {}),
+        ("info", {"reset": 1}),
         ("hello", {"versions": 1}),
         ("no such command", {}),
     ]:

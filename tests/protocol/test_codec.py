@@ -36,11 +36,15 @@ wrong_shapes = st.fixed_dictionaries(
         "id": json_values | st.integers(0, 10),
         "client": json_values | st.just("c"),
         "budget_ms": json_values,
+        "sent_ms_ago": json_values,
+        "more": json_values | st.booleans(),
         "op": json_values | st.sampled_from(sorted(COMMANDS)),
         "args": json_values
         | st.fixed_dictionaries(
             {},
-            optional=dict.fromkeys(("key", "value", "keys", "items", "versions"), json_values),
+            optional=dict.fromkeys(
+                ("key", "value", "keys", "items", "versions", "reset"), json_values
+            ),
         ),
     },
 ).map(lambda value: json.dumps(value).encode(errors="replace"))
@@ -57,7 +61,11 @@ def test_any_frames_are_a_request_or_are_refused(frames):
         assert str(told.error) == str(request.error)
     else:
         assert isinstance(request, Request)
-        assert request.args.keys() == request.command.args.keys()
+        command = request.command
+        assert command.args.keys() <= request.args.keys()
+        assert request.args.keys() <= command.args.keys() | command.optional.keys()
+        assert request.size == len(frames[0])
+        assert command.parts or not request.more
 
 
 @given(bodies)
@@ -72,8 +80,23 @@ def test_any_bytes_are_a_reply_or_a_protocol_error(body):
 def test_a_request_is_read_as_it_was_written():
     body = encode_request("set", 7, "me", 1500, b'{"key":"k","value":[1]}')
     assert decode_request([body]) == Request(
-        7, "me", 1500, COMMANDS["set"], {"key": "k", "value": [1]}
+        7, "me", 1500, COMMANDS["set"], {"key": "k", "value": [1]}, size=len(body)
     )
+    body = encode_request("replace", 8, "me", 0, b'{"items":{}}', sent_ms_ago=20, more=True)
+    assert decode_request([body]) == Request(
+        8, "me", 0, COMMANDS["replace"], {"items": {}}, 20, more=True, size=len(body)
+    )
+
+
+def test_only_batches_come_in_parts():
+    for op, command in COMMANDS.items():
+        args = {"items": {}} if "items" in command.args else {}
+        args |= {"key": "k", "value": 1} if "value" in command.args else {}
+        args |= {"key": "k"} if "key" in command.args else {}
+        args |= {"keys": []} if "keys" in command.args else {}
+        args |= {"versions": [1]} if "versions" in command.args else {}
+        body = encode_request(op, 1, "me", 0, json.dumps(args).encode(), more=True)
+        assert isinstance(decode_request([body]), Request) == (op in ("set_many", "replace"))
 
 
 def test_a_reply_is_read_as_it_was_written():
@@ -81,6 +104,13 @@ def test_a_reply_is_read_as_it_was_written():
     assert (reply.id, reply.result, reply.error, reply.more) == (7, {"value": 1}, None, True)
     reply = decode_reply(encode_error(None, InvalidValue("why")))
     assert (reply.id, type(reply.error), str(reply.error)) == (None, InvalidValue, "why")
+    assert reply.error.outcome_known
+
+
+def test_an_error_tells_whether_the_outcome_is_known():
+    reply = decode_reply(encode_error(7, Unavailable("why", outcome_known=False)))
+    assert (type(reply.error), reply.error.outcome_known) == (Unavailable, False)
+    assert decode_reply(encode_error(7, Unavailable("why"))).error.outcome_known
 
 
 def test_an_unknown_error_code_is_still_an_error():
