@@ -165,9 +165,12 @@ class Engine:
             return None
         start = self._store.logged()
         result = HANDLERS[request.command.name](self._store, request.args)
-        if self._store.logged() > start:
+        changed = self._store.logged() > start
+        # Also a repeat that changed nothing is remembered, though not in the journal: the first
+        # may still come, by the connection that its client gave up, and is not to be applied then.
+        if changed or request.sent_ms_ago is not None:
             answer = _answer_to(request, result)
-            if self._journal.appends:
+            if changed and self._journal.appends:
                 sets, removed, clear = self._store.effect(start)
                 line = records.effects(sets, removed, clear=clear, answer=answer)
                 self._lines.append(line)
