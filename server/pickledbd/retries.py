@@ -116,6 +116,14 @@ class Retries:
         now = now_ms()
         return [answer for answer in self._answers.values() if now < answer.at + answer.budget_ms]
 
+    @property
+    def needed(self) -> bool:
+        """Whether what is known here still tells a repeat from a write that is new.
+
+        For how long clients ask for answers that were given up is not known, but KEEP_MS is enough.
+        """
+        return now_ms() - self.forgotten < KEEP_MS or bool(self.awaited())
+
     def _give_up(self, client: str) -> None:
         gone = self.forget(client)
         if gone is not None:

@@ -402,7 +402,7 @@ class Saver:
 
     def end(self) -> None:
         """Leave no journal behind, if it would carry nothing that anybody may ask for."""
-        if not self.unsaved and not self._retries.awaited():
+        if not self.unsaved and not self._retries.needed:
             self._journal.drop(lambda _number: True)
 
     def close(self) -> None:
