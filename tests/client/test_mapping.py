@@ -207,14 +207,21 @@ def test_info_tells_about_the_daemon(daemon, db):
     assert told["location"] == str(daemon.location)
     assert told["endpoints"] == [daemon.endpoint]
     assert (told["keys"], told["dirty"], told["clients"]) == (2, 2, 1)
-    assert told["durability"] == "save"
-    assert told["last_save_time"] is None
+    assert told["durability"] == "journal"
+    assert told["last_save_time"] is told["last_save_status"] is None
+    assert told["journal_bytes"] > 0
+    assert told["writes_refused"] is None
+    assert told["saving"] is False
     assert told["longest_slice_ms"] > 0
     db.save()
     told = db.info()
     assert told["dirty"] == 0
+    assert told["journal_bytes"] == 0
+    assert told["last_save_status"] == "ok"
     assert told["last_save_time"] > 0
     assert told["last_save_duration_ms"] > 0
+    longest = db.info(reset=True)["longest_slice_ms"]
+    assert 0 < db.info()["longest_slice_ms"] < longest + told["uptime"] * 1000
     assert db.ping() is True
 
 

@@ -19,7 +19,7 @@ import time
 import pytest
 
 from pickledbd_client import NotAllowed, PickleDB, PickleDBError, Unavailable
-from support import PATIENCE, Daemon, in_fork, is_alive, owner_pid, wait_until
+from support import PATIENCE, Daemon, in_fork, is_alive, left_by, owner_pid, wait_until
 
 OPEN = """
 import sys
@@ -78,7 +78,7 @@ def test_it_outlives_its_starter_and_ends_saved_when_nobody_is_left(location, mo
     assert is_alive(pid)
     wait_until(lambda: not is_alive(pid), "the daemon to end")
     assert json.loads(location.read_bytes()) == {"a": 1}
-    assert os.listdir(location.parent) == ["my.db"]
+    assert left_by(location) == ["my.db"]
     with contextlib.closing(PickleDB(location)) as db:
         assert db.get("a") == 1
         assert db.info()["pid"] != pid
@@ -317,10 +317,11 @@ def test_after_kill_9_the_next_request_starts_another(location):
     with contextlib.closing(PickleDB(location)) as db:
         db.set("saved", 1)
         db.save()
+        db.set("not saved", 1)
         pid = db.info()["pid"]
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not is_alive(pid), "the daemon to die")
-        assert db.get("saved") == 1
+        assert db.all() == ["saved", "not saved"]
         assert db.set("new", 2)
         assert db.info()["pid"] != pid
 

@@ -544,7 +544,7 @@ def test_a_large_batch_in_parts_counts_as_one_request(client):
     assert client.request("len") == {"len": 3002}
 
 
-def test_a_write_sent_again_is_answered_from_the_first(daemon, connect):
+def test_a_write_sent_again_is_answered_from_the_first(connect):
     client = connect()
     client.set("k", "first")
     number = client.send("pop", {"key": "k"})

@@ -11,25 +11,13 @@ import socket
 import stat
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from pickledbd_client import PickleDB, Unavailable
-from support import PATIENCE, Daemon, owner_pid, wait_until, written
-
-
-def run(*args, **options):
-    """Run `pickledbd` to its end; status, stdout, stderr."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "pickledbd", *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        **options,
-    )
-    return ended.returncode, ended.stdout, ended.stderr
+from support import PATIENCE, Daemon, left_by, owner_pid, run, wait_until, written
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -39,6 +27,18 @@ def test_a_signal_saves_and_ends_it_with_status_0(location, number):
         db.set("a", 1)
     daemon.stop(number)
     assert json.loads(location.read_bytes()) == {"a": 1}
+    assert left_by(location) == ["my.db"]
+
+
+def test_a_stop_leaves_no_journal_when_nobody_can_ask_again(location):
+    daemon = Daemon(location)
+    with contextlib.closing(daemon.client(timeout=0.5)) as db:
+        db.set("a", 1)
+        db.save()
+    # The client said that it would wait for its write so long, and repeat it meanwhile
+    with pytest.raises(subprocess.TimeoutExpired):
+        daemon.process.wait(1)
+    daemon.stop()
     assert os.listdir(location.parent) == ["my.db"]
 
 
@@ -304,7 +304,7 @@ def test_a_fault_of_the_loop_s_does_not_lose_what_was_acknowledged(location):
         _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, "MemoryError" in err) == (1, True)
     assert json.loads(location.read_bytes()) == {"a": 1}
-    assert sorted(os.listdir(location.parent)) == ["my.db"]
+    assert left_by(location) == ["my.db"]
 
 
 def test_it_takes_as_many_connections_as_its_user_may_have(location):
@@ -348,48 +348,109 @@ def test_it_serves_over_tcp(location, host):
     daemon.check_and_stop()
 
 
-def test_a_full_disk_is_told_at_the_start_and_at_a_save_and_survived(location):
+def on_a_small_disk(location, script):
+    """Run `script` where `disk` is a file system of 64 KB; what it printed."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
     script = (
-        "import contextlib, os, subprocess, sys\n"
+        "import contextlib, subprocess, sys\n"
         "from pathlib import Path\n"
-        "mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'none', sys.argv[1]]\n"
+        "disk = Path(sys.argv[1])\n"
+        "mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'none', disk]\n"
         "subprocess.run(mount, check=True)\n"
         "sys.path.insert(0, sys.argv[2])\n"
-        "from support import Daemon\n"
-        "from pickledbd_client import SaveFailed\n"
-        "location = Path(sys.argv[1]) / 'my.db'\n"
-        "daemon = Daemon(location)\n"
-        "with contextlib.closing(daemon.client()) as db:\n"
-        "    db.set('small', 1); db.save()\n"
-        "    db.set('large', 'x' * 100_000)\n"
-        "    try: db.save()\n"
-        "    except SaveFailed as error: print(error)\n"
-        "    assert location.read_bytes() == b'{\\n\"small\":1\\n}\\n', location.read_bytes()\n"
-        "    assert len(db.get('large')) == 100_000\n"
-        "    assert 'No space' in db.info()['last_save_error']\n"
-        "    db.remove('large'); db.set('other', 2); assert db.save()\n"
-        "daemon.check_and_stop()\n"
-        "(Path(sys.argv[1]) / 'filler').write_bytes(bytes(60_000 // 4096 * 4096 - 4096))\n"
-        "try: open(Path(sys.argv[1]) / 'more', 'wb').write(bytes(9000))\n"
-        "except OSError: pass\n"
-        "daemon = Daemon(location, wait=False)\n"
-        "print(daemon.end())\n"
-    )
+        "from support import Daemon, wait_until\n"
+        "from pickledbd_client import SaveFailed, WritesRefused\n"
+        "location = disk / 'my.db'\n"
+        "def fill():\n"
+        "    try: (disk / 'filler').open('wb', 0).write(bytes(65536))\n"
+        "    except OSError: pass\n"
+    ) + textwrap.dedent(script)
     folder = location.parent / "disk"
     folder.mkdir()
     ended = subprocess.run(
         ["unshare", "-m", sys.executable, "-c", script, folder, Path(__file__).parents[1]],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=2 * PATIENCE,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    assert "writing the temporary file failed: No space left on device" in ended.stdout
-    assert "(1, 'pickledbd: cannot serve" in ended.stdout, ended.stdout
     assert "Traceback" not in ended.stdout
+    return ended.stdout
+
+
+def test_a_full_disk_is_told_at_a_save_and_survived(location):
+    said = on_a_small_disk(
+        location,
+        r"""
+        daemon = Daemon(location, "--durability", "save")
+        with contextlib.closing(daemon.client()) as db:
+            db.set("small", 1); db.save()
+            db.set("large", "x" * 100_000)
+            try: db.save()
+            except SaveFailed as error: print(error)
+            assert location.read_bytes() == b'{\n"small":1\n}\n', location.read_bytes()
+            assert len(db.get("large")) == 100_000
+            assert "No space" in db.info()["last_save_error"]
+            db.remove("large"); db.set("other", 2); assert db.save()
+        daemon.check_and_stop()
+        """,
+    )
+    assert "writing the temporary file failed: No space left on device" in said
+
+
+def test_a_full_disk_refuses_writes_until_there_is_room_and_no_longer(location):
+    said = on_a_small_disk(
+        location,
+        r"""
+        daemon = Daemon(location)
+        with contextlib.closing(daemon.client()) as db:
+            db.set("small", 1); db.save()
+            fill()
+            for write in (
+                lambda: db.set("large", "x" * 100_000),
+                lambda: db.set("small", 2),
+                lambda: db.set_many({n: "x" * 100 for n in range(2000)}),
+                lambda: db.remove("small"),
+            ):
+                try: write()
+                except WritesRefused as error: assert error.outcome_known; print(error)
+                else: raise AssertionError("it was not refused")
+                assert db.db == {"small": 1}
+            assert "No space" in db.info()["writes_refused"]
+            try: db.save()
+            except SaveFailed as error: print(error)
+            else: raise AssertionError("there was room")
+            assert location.read_bytes() == b'{\n"small":1\n}\n', location.read_bytes()
+            (disk / "filler").unlink()
+            # nobody has to ask for it
+            wait_until(lambda: db.info()["writes_refused"] is None, "writes to be accepted")
+            db.set("small", 3)
+            db.remove("nobody")
+            assert db.db == {"small": 3}
+        daemon.kill()
+        daemon = Daemon(location)
+        with contextlib.closing(daemon.client()) as db:
+            assert db.db == {"small": 3}
+        daemon.check_and_stop()
+        """,
+    )
+    assert said.count("are refused, reads go on: ") == 4
+    assert "No space left on device; they are accepted again once a save succeeds" in said
+
+
+def test_a_full_disk_is_told_at_the_start(location):
+    said = on_a_small_disk(
+        location,
+        """
+        (disk / "filler").write_bytes(bytes(65536 - 4096))
+        fill()
+        daemon = Daemon(location, wait=False)
+        print(daemon.end())
+        """,
+    )
+    assert "(1, 'pickledbd: cannot serve" in said
 
 
 def test_it_ends_saved_when_no_client_has_been_connected_for_a_while(location):
