@@ -15,6 +15,8 @@ class DiskError(Exception):
     def __init__(self, step: str, error: OSError) -> None:
         super().__init__(f"{step} failed: {error.strerror or error}")
         self.errno = error.errno
+        self.leaves_traces = False
+        """Whether what could not be made durable may still be found by the next start."""
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ from pickledbd_protocol import (
     Refused,
     Request,
     SaveFailed,
+    Unavailable,
     WritesRefused,
     __version__,
     decode_request,
@@ -85,6 +86,7 @@ class Engine:
         self._reads: list[tuple[Peer, Request]] = []
         self._saves: list[tuple[Peer, Request]] = []
         self._large: list[tuple[Peer, Request, Batch]] = []
+        self._in_doubt = False  # whether what is refused now may come back at the next start
         self._applying: set[Peer] = set()  # whose large batch does not count yet
         self._held: dict[Peer, list[Request]] = {}  # until a batch counts, or is in place
         self._waiting: dict[tuple[Peer, int], None] = {}  # answers that take long
@@ -178,7 +180,13 @@ class Engine:
             self._retries.remember(answer)
         return encode_reply(request.id, result)
 
-    def _refusal(self, why: str) -> WritesRefused:
+    def _refusal(self, why: str, *, in_doubt: bool = False) -> PickleDBError:
+        if in_doubt or self._in_doubt:
+            return Unavailable(
+                f"this write to {self._status.location} was not applied, but it may be if the "
+                f"daemon ends before a save succeeds: {why}, and it could not be undone",
+                outcome_known=False,
+            )
         return WritesRefused(
             f"writes to {self._status.location} are refused, reads go on: {why}; "
             "they are accepted again once a save succeeds"
@@ -212,6 +220,7 @@ class Engine:
     def _undo_turn(self, error: DiskError) -> None:
         """Have nothing of this turn's changes, and answer its requests once more."""
         self._saver.failed(error)
+        self._in_doubt = error.leaves_traces
         self._store.roll_back()
         for client, before in reversed(self._answered):
             self._retries.forget(client)
@@ -225,6 +234,7 @@ class Engine:
         self._saves.clear()
         for peer, request in turn:
             self._answer(peer, request)
+        self._in_doubt = False
 
     def take_replies(self) -> list[tuple[Peer, bytes]]:
         """The replies that are ready to be sent."""
@@ -374,21 +384,28 @@ class Engine:
     def _commit(self, request: Request, batch: Batch) -> Task[None]:
         answer = _answer_to(request, b"{}")
         clear = request.command.name == "replace"
+        failures = self._saver.failures
+        in_doubt = False
         try:
             if self._journal.appends and not self._saver.refusing:
                 for items in batch.parts():
                     line = records.effects(items, batch=batch.number)
                     self._journal.write([line], sync_now=False)
                     yield None
+                    if self._saver.failures > failures:
+                        break
                 if self._journal.durable == "fsync":
                     yield from self._saver.sync()  # what is left for the loop is one record
                 line = records.effects({}, clear=clear, answer=answer, commit=batch.number)
-                if not self._saver.refusing:
+                if self._saver.failures == failures:
                     self._journal.write([line])
         except DiskError as error:
             self._saver.failed(error)
-        if self._saver.refusing:
-            raise self._refusal(self._saver.refusing)
+            in_doubt = error.leaves_traces
+        if self._saver.refusing or self._saver.failures > failures:
+            # Even if all is well again: the parts stand in a journal that does not count any more
+            why = self._saver.refusing or "the journal failed meanwhile"
+            raise self._refusal(why, in_doubt=in_doubt)
         self._store.adopt(batch.table, clear=clear)
         self._retries.remember(answer)
 

@@ -124,8 +124,10 @@ class Journal:
         except DiskError as error:
             self.failed = str(error)
             file.failed = error
-            with contextlib.suppress(OSError):  # no start is to find what was refused
+            try:  # no start is to find what was refused
                 os.ftruncate(file.descriptor, file.size)
+            except OSError:
+                error.leaves_traces = True  # until a later journal's head tells this one's length
             raise
         file.size += len(text)
         if sync_now:
