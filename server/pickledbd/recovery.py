@@ -121,7 +121,7 @@ def scan(number: int, path: Path, progress: Progress = _no_progress) -> Scan:
     with path.open("rb") as file:
         for line in file:
             record = records.decode(line)
-            if record is None or (found.good == 0 and "journal" not in record):
+            if record is None or ("journal" in record) != (found.good == 0):  # one head, the first
                 found.damaged = _is_damage(found.good, line, file)
                 break
             if found.good == 0:
@@ -185,6 +185,14 @@ def _chain(
                 "or start once with --replay-journal (apply what stands before that) or "
                 "--discard-journal (do without it); nothing was touched"
             )
+        previous = (later[0].head or {}).get("previous") if later else None
+        if previous and previous[0] > each.number and not forced:
+            missing = each.path.with_name(f"{file.path.name}.journal.{previous[0]}")
+            raise Unreadable(
+                f"{missing} is missing, which {later[0].path.name} follows. Put it back, or start "
+                "once with --replay-journal (apply what stands before it) or --discard-journal "
+                "(do without them); nothing was touched"
+            )
         if each.head is not None:
             chain.append((each, start, end))
             found.known.append((each.number, max(start, _head_length(each)), end))
@@ -246,7 +254,9 @@ def _end(each: Scan, later: list[Scan]) -> tuple[int, bool]:
         return each.good, each.length == each.good
     # What stands beyond the length that its successor tells was refused, though not removed
     number, length = following["previous"] or (None, 0)
-    return min(each.good, length), each.good >= length and number == each.number
+    if number != each.number:
+        return each.good, False
+    return min(each.good, length), each.good >= length
 
 
 def _head_length(each: Scan) -> int:

@@ -1,0 +1,289 @@
+"""Start-up: what a daemon makes of the files that it finds, and what --check says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+
+import pytest
+
+from pickledbd import records
+from pickledbd.journal import find_journals, journal_path
+from support import Daemon, run, wait_until
+
+
+def killed(location, *writes, save_first=None):
+    """Have a daemon write, and kill it: the journal that it left."""
+    daemon = Daemon(location)
+    with contextlib.closing(daemon.client()) as db:
+        if save_first:
+            db.update(save_first)
+            db.save()
+        for key, value in writes:
+            db.set(key, value)
+    daemon.kill()
+    return max(find_journals(location).items())[1]
+
+
+def held(location, *options):
+    """What a daemon serves there, and its log; it is killed as soon as it serves."""
+    daemon = Daemon(location, *options)
+    with contextlib.closing(daemon.client()) as db:
+        content = dict(db.items())
+    daemon.process.kill()
+    return content, daemon.end()[1]
+
+
+def files(location):
+    """All that is in the directory, byte by byte."""
+    names = [name for name in os.listdir(location.parent) if not name.endswith(".lock")]
+    return {name: (location.parent / name).read_bytes() for name in names}
+
+
+def checked(location):
+    """What --check says, and its exit status. It changes nothing."""
+    before = files(location)
+    status, said, err = run("--check", location)
+    assert err == ""
+    assert files(location) == before
+    return status, said
+
+
+def refused(location):
+    """The line with which a start is refused, as --check says it; nothing is touched."""
+    before = files(location)
+    status, said, err = run(location)
+    assert (status, said) == (1, "")
+    (line,) = err.splitlines()
+    assert files(location) == before
+    status, said = checked(location)
+    assert status == 1
+    assert line.removeprefix("pickledbd: ") in said
+    return line
+
+
+def starts_normally(location, content):
+    assert held(location)[0] == content
+    status, said = checked(location)
+    assert status == 0, said
+    daemon = Daemon(location)
+    daemon.stop()
+    assert (json.loads(location.read_bytes()) if location.exists() else {}) == content
+
+
+WRITES = [(f"key{n}", n) for n in range(5)]
+
+
+def test_what_was_acknowledged_is_there_after_a_kill_and_check_finds_it(location):
+    killed(location, *WRITES)
+    status, said = checked(location)
+    assert status == 0
+    assert "5 writes, whole" in said
+    assert "5 keys, 5 changes that the file does not hold" in said
+    content, log = held(location)
+    assert content == dict(WRITES)
+    assert "5 changes from the journal" in log
+    starts_normally(location, dict(WRITES))
+
+
+@pytest.mark.parametrize("cut", [1, 30])
+def test_a_torn_tail_is_cut_with_one_warning_that_says_how_much(location, cut):
+    journal = killed(location, *WRITES)
+    whole = journal.read_bytes()
+    last = whole[:-1].rindex(b"\n") + 1
+    journal.write_bytes(whole[:-cut])
+    told = f"read up to byte {last:,}, {len(whole) - cut - last:,} bytes were cut"
+    status, said = checked(location)
+    assert status == 1
+    assert told in said
+    content, log = held(location)
+    assert content == dict(WRITES[:-1])
+    assert log.count("were cut") == 1
+    assert told in log
+    assert journal.read_bytes() == whole[:last]
+    starts_normally(location, dict(WRITES[:-1]))
+
+
+def test_a_sector_that_the_disk_did_not_write_is_a_torn_tail_too(location):
+    journal = killed(location, *((f"key{n}", "x" * 300) for n in range(9)))
+    content = bytearray(journal.read_bytes())
+    content[1024:1536] = bytes(512)
+    journal.write_bytes(content)
+    status, said = checked(location)
+    assert status == 1
+    assert "were cut" in said
+    found, _ = held(location)
+    assert 0 < len(found) < 9
+    assert list(found) == [f"key{n}" for n in range(len(found))]
+    starts_normally(location, found)
+
+
+def test_writes_after_a_cut_follow_what_was_read(location):
+    journal = killed(location, *WRITES)
+    journal.write_bytes(journal.read_bytes()[:-7])
+    killed(location, ("new", 1))
+    starts_normally(location, {**dict(WRITES[:-1]), "new": 1})
+
+
+def damaged(location):
+    """A journal with a flipped bit in the midst of it, and the place of the record."""
+    journal = killed(location, *WRITES)
+    content = bytearray(journal.read_bytes())
+    place = content.index(b'"key2"')
+    content[place + 1] ^= 1
+    journal.write_bytes(content)
+    return content.rindex(b"\n", 0, place) + 1
+
+
+def test_damage_before_the_end_is_refused_with_its_place(location):
+    place = damaged(location)
+    line = refused(location)
+    assert f"is damaged at byte {place:,} of" in line
+    assert "--replay-journal" in line
+    assert "--discard-journal" in line
+
+
+def test_replay_applies_what_stands_before_the_damage(location):
+    damaged(location)
+    content, log = held(location, "--replay-journal")
+    assert content == dict(WRITES[:2])
+    assert "it is damaged there" in log
+    starts_normally(location, dict(WRITES[:2]))
+
+
+def test_discard_does_without_the_journal_and_keeps_it_under_another_name(location):
+    damaged(location)
+    journals = {name: text for name, text in files(location).items() if ".journal." in name}
+    content, _ = held(location, "--discard-journal")
+    assert content == {}
+    kept = [name for name in files(location) if ".discarded-" in name]
+    assert {re.sub(r"\.discarded-\d+$", "", n): files(location)[n] for n in kept} == journals
+    starts_normally(location, {})
+
+
+def replaced(location):
+    """Another data file under a journal that has something to tell."""
+    killed(location, ("after", 2), save_first={"before": 1})
+    location.write_bytes(b'{"other": 0}')
+
+
+def test_a_data_file_replaced_under_a_journal_is_refused_and_both_ways_out_are_told(location):
+    replaced(location)
+    line = refused(location)
+    assert "is not the file that its journal follows" in line
+    assert "--replay-journal" in line
+    assert "--discard-journal" in line
+
+
+def test_replay_applies_the_journal_to_the_other_file_and_saves_at_once(location):
+    replaced(location)
+    content, _ = held(location, "--replay-journal")
+    assert content["other"] == 0
+    assert content["after"] == 2
+    assert json.loads(location.read_bytes()) == content
+    starts_normally(location, content)
+
+
+def test_discard_takes_the_other_file_as_it_is(location):
+    replaced(location)
+    assert held(location, "--discard-journal")[0] == {"other": 0}
+    starts_normally(location, {"other": 0})
+
+
+@pytest.mark.parametrize("choice", ["--replay-journal", "--discard-journal"])
+def test_a_choice_where_nothing_is_to_be_chosen_loses_nothing_that_is_saved(location, choice):
+    killed(location, save_first=dict(WRITES))
+    assert held(location, choice)[0] == dict(WRITES)
+    starts_normally(location, dict(WRITES))
+
+
+def test_an_edit_after_a_clean_stop_is_accepted(location):
+    daemon = Daemon(location)
+    with contextlib.closing(daemon.client()) as db:
+        db.update(WRITES)
+    daemon.stop()
+    edited = json.loads(location.read_bytes()) | {"edited": True}
+    location.write_text(json.dumps(edited))  # as pickleDB's own save does
+    assert held(location)[0] == edited
+    starts_normally(location, edited)
+
+
+def test_a_format_of_another_release_is_refused(location):
+    journal = killed(location, *WRITES)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    head = {**records.decode(lines[0]), "journal": 2}
+    journal.write_bytes(b"".join([records.encode(json.dumps(head).encode()), *lines[1:]]))
+    assert "is of format 2, this release reads 1" in refused(location)
+
+
+def three_journals(location):
+    """Journals 1, 2 and 3, which follow one another, each with a write."""
+    text = b""
+    for number in (1, 2, 3):
+        previous = (number - 1, len(text)) if text else None
+        base = None if text else "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        text = records.head(number, base=base, previous=previous, answers=[], forgotten=0)
+        text += records.effects({f"key{number}": b"1"})
+        journal_path(location, number).write_bytes(text)
+
+
+def test_journals_are_applied_one_after_the_other(location):
+    three_journals(location)
+    starts_normally(location, {"key1": 1, "key2": 1, "key3": 1})
+
+
+def test_a_journal_that_is_missing_is_refused(location):
+    three_journals(location)
+    journal_path(location, 2).unlink()
+    assert "my.db.journal.2" in refused(location)
+    held(location, "--replay-journal")
+    starts_normally(location, {"key1": 1})
+
+
+def test_what_killed_saves_left_is_swept(location):
+    killed(location, *WRITES)
+    number = max(find_journals(location))
+    temporary = location.with_name("my.db.tmp-01234567")
+    temporary.write_bytes(b'{"half')
+    following = journal_path(location, number + 1)
+    following.touch()
+    assert held(location)[0] == dict(WRITES)
+    assert not temporary.exists()
+    assert not following.exists()
+    starts_normally(location, dict(WRITES))
+
+
+def test_check_leaves_a_database_in_use_alone(daemon, db):
+    db.set("a", 1)
+    status, said, _ = run("--check", daemon.location)
+    assert status == 1
+    assert f"in use by pid {daemon.pid}" in said
+
+
+def test_check_of_a_data_file_that_does_not_parse_says_where(location):
+    location.write_bytes(b'{"a":')
+    assert "is not JSON" in refused(location)
+
+
+def test_backups_keep_the_files_that_the_last_saves_replaced(location):
+    daemon = Daemon(location, "--backups", 2)
+    with contextlib.closing(daemon.client()) as db:
+        for n in range(5):
+            db.set("n", n)
+            db.save()
+    daemon.check_and_stop()
+    backups = sorted(location.parent.glob("my.db.backup-*"))
+    assert [json.loads(path.read_bytes())["n"] for path in backups] == [2, 3]
+
+
+def test_a_journal_that_outgrows_the_data_is_replaced_by_a_snapshot(daemon, db):
+    value = "x" * 100_000
+    for _ in range(60):
+        db.set("key", value)
+    wait_until(lambda: db.info()["last_save_time"] is not None, "the checkpoint")
+    wait_until(lambda: not db.info()["saving"], "the end of it")
+    # The first has gone; a second may, if it was written to meanwhile, hold some
+    assert min(find_journals(daemon.location)) > 1 or db.info()["journal_bytes"] < 6_000_000
+    assert json.loads(daemon.location.read_bytes()) == {"key": value}
