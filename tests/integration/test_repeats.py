@@ -35,6 +35,7 @@ class Relayed:
             threading.Thread(target=self.pump, args=(client, self.to_daemon)),
             threading.Thread(target=self.pump, args=(daemon, self.to_client)),
         ]
+        relay.connections.append(self)  # before its client knows that it is connected
         for thread in self.threads:
             thread.start()
 
@@ -101,7 +102,7 @@ class Relay:
                     daemon.close()
                     client.close()
                 else:
-                    self.connections.append(Relayed(self, client, daemon))
+                    Relayed(self, client, daemon)
 
     def begin(self, mode):
         """From now on lose what `mode` says on each connection there is; take no further ones."""
