@@ -10,6 +10,7 @@ that is how a lost daemon is noticed at once, without heartbeats.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -86,7 +87,13 @@ def _knock(endpoint: str, deadline: Deadline) -> None:
                 probe.connect(address)
         else:
             host, _, port = address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+            with socket.create_connection((host.strip("[]"), int(port)), timeout) as probe:
+                if probe.getsockname() == probe.getpeername():
+                    # A port that systems give to clients can be given to the very one that asks
+                    # for it; that connection would keep the daemon from binding it again.
+                    raise ConnectionRefusedError(
+                        errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)
+                    )
     except (TimeoutError, BlockingIOError):
         raise RequestTimeout from None
     except OSError as error:
