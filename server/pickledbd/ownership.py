@@ -17,6 +17,8 @@ from typing import Any
 
 import orjson
 
+from pickledbd.disk import close
+
 SUFFIX = ".lock"
 
 OURS = b'{"pid":'
@@ -60,24 +62,24 @@ class Ownership:
                 self._refuse_foreign(file)
             except BlockingIOError:
                 owner = _read(file)
-                os.close(file)
+                close(file)
                 raise AlreadyOwnedError(self.path, owner) from None
             except BaseException:
-                os.close(file)
+                close(file)
                 raise
             previous, self._file = self._file, file
             if previous >= 0:
-                os.close(previous)
+                close(previous)
             if self.held():
                 return
 
     def held(self) -> bool:
-        """Whether the locked file is still the one at the path, where others look for it."""
+        """Whether the locked file is still the one at the path, where others look. OSError."""
         if self._file < 0:
             return False
         try:
             return os.path.samestat(os.fstat(self._file), self.path.stat())
-        except OSError:
+        except FileNotFoundError:
             return False
 
     def _refuse_foreign(self, file: int) -> None:
@@ -110,10 +112,10 @@ class Ownership:
 
     def release(self) -> None:
         """Give the lock up and remove its file."""
-        if self.held():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if self.held():
                 self.path.unlink()
-        os.close(self._file)
+        close(self._file)
 
 
 def refuse_if_owned(target: Path) -> None:
@@ -128,7 +130,7 @@ def refuse_if_owned(target: Path) -> None:
     except BlockingIOError:
         raise AlreadyOwnedError(path, _read(file)) from None
     finally:
-        os.close(file)
+        close(file)
 
 
 def _read(file: int) -> dict[str, Any]:
