@@ -48,13 +48,13 @@ def sync(file: int, *, data_only: bool = False) -> None:
         os.fsync(file)
 
 
-def sync_directory(path: Path) -> None:
-    """Have the names of the files in `path` on the disk."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync_path(path: Path) -> None:
+    """Have a file on the disk, or of a directory the names of the files in it."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        sync(directory)
+        sync(file)
     finally:
-        close(directory)
+        close(file)
 
 
 def create(path: Path, like: Path) -> int:

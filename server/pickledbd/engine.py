@@ -50,6 +50,9 @@ Peer = bytes
 ALIVE_SECONDS = 1.0
 """How often who waits for something long is told that it is being done."""
 
+HELD_AT_ONCE = 64
+"""Requests of a connection, held until its batch counts, that are taken up in one turn."""
+
 FEATURES = ["repeats", "parts"]
 """What this daemon can do beyond the first protocol version 1 (SPEC.md, The first exchange)."""
 
@@ -91,6 +94,7 @@ class Engine:
         self._held: dict[Peer, list[Request]] = {}  # until a batch counts, or is in place
         self._waiting: dict[tuple[Peer, int], None] = {}  # answers that take long
         self._tell_alive = 0.0
+        self._freeing = False
         self._gone: set[Peer] = set()
 
     # Turns
@@ -246,6 +250,9 @@ class Engine:
     def tick(self, now: float) -> float:
         """Do what is due at time.monotonic() `now`; when to be called again at the latest."""
         self._admit_held()
+        if self._store.garbage and not self._freeing:
+            self._freeing = True
+            self._tasks.add(self._free())
         if not self._waiting:
             self._tell_alive = now + ALIVE_SECONDS
             self._gone.clear()
@@ -256,13 +263,17 @@ class Engine:
         return min(self._saver.tick(now), self._tell_alive if self._waiting else now + 60)
 
     def _admit_held(self) -> None:
+        """Take up what was held, if it need not be any more, some of it at a time."""
         if self._store.folding:
             return
         for peer in [peer for peer in self._held if peer not in self._applying]:
-            for request in self._held.pop(peer):
+            held = self._held.pop(peer)
+            for request in held[:HELD_AT_ONCE]:
                 self._admit(peer, request)
                 if self.turn_over:
                     self._replies = self.finish_turn()
+            if len(held) > HELD_AT_ONCE:
+                self._held[peer] = self._held.get(peer, []) + held[HELD_AT_ONCE:]
             self._replies = self.finish_turn()
 
     @property
@@ -317,6 +328,11 @@ class Engine:
         """A reply could not be delivered: its peer has gone."""
         if self._waiting:
             self._gone.add(peer)
+
+    def _free(self) -> Task[None]:
+        for _ in self._store.free():
+            yield None
+        self._freeing = False
 
     def _read(self, peer: Peer, request: Request, view: View) -> Task[None]:
         """Answer with the whole content, part by part."""

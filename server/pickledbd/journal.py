@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pickledbd import records
-from pickledbd.disk import DiskError, close, create, step, sync, sync_directory, write_all
+from pickledbd.disk import DiskError, close, create, step, sync, sync_path, write_all
 from pickledbd.retries import Retries
 
 
@@ -175,7 +175,7 @@ class Journal:
             file = create(path, self._data)
         self._next = _File(number, file, 0)
         with step("fsync of the directory"):
-            sync_directory(self._data.parent)
+            sync_path(self._data.parent)
 
     @property
     def number(self) -> int:

@@ -105,7 +105,7 @@ def recover(
     if choice == "discard":
         found.superfluous = [each.path for each in scans]
         return found
-    chain = _chain(file, scans, found, forced=choice == "replay")
+    chain = _chain(file, _without_abandoned(scans), found, forced=choice == "replay")
     if choice:
         found.known = []
     found.superfluous = [s.path for s in scans if s.number not in {n for n, _, _ in found.known}]
@@ -160,6 +160,18 @@ def _is_damage(place: int, line: bytes, rest: Iterator[bytes]) -> bool:
                 return True
         offset += len(later)
     return readable and not hole
+
+
+def _without_abandoned(scans: list[Scan]) -> list[Scan]:
+    """The journals without those that were begun and given up, but could not be removed."""
+    kept: list[Scan] = []
+    follows: int | None = None
+    for each in reversed(scans):
+        if follows is None or each.number <= follows or each.effects:
+            kept.insert(0, each)
+            previous = (each.head or {}).get("previous")
+            follows = previous[0] if previous else None
+    return kept
 
 
 def _has_hole(offset: int, line: bytes) -> bool:

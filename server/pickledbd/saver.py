@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
-from pickledbd.disk import DiskError, sync_directory
+from pickledbd.disk import DiskError, sync_path
 from pickledbd.journal import Journal
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.retries import Retries
@@ -177,10 +177,10 @@ class Saver:
             # What makes them superfluous, a rename perhaps, is on disk before they go. And none
             # comes back later, when a journal before it has grown to the length that it follows.
             directory = self._file.path.parent
-            sync_directory(directory)
+            sync_path(directory)
             for path in superfluous:
                 path.unlink()
-            sync_directory(directory)
+            sync_path(directory)
 
     def save(self, saved: Saved = lambda _error: None) -> None:
         """Have what the store holds now in the data file, and then call `saved`."""

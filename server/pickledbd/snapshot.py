@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import orjson
 
-from pickledbd.disk import DiskError, close, create, step, sync, sync_directory, write_all
+from pickledbd.disk import DiskError, close, create, step, sync, sync_path, write_all
 from pickledbd.records import entries as members
 from pickledbd.table import Entries, Table
 from pickledbd_protocol import InvalidValue, check_integers, shown
@@ -177,21 +178,20 @@ class DataFile:
             aside = self.path.with_name(f"{self.path.name}.backup-{time.time_ns()}")
         else:
             return None
+        # There is never a moment without a data file, not even where there are no hard links
         try:
-            os.link(self.path, aside)  # there is never a moment without a data file
+            os.link(self.path, aside)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            self.path.rename(aside)
+            shutil.copy2(self.path, aside)
+            sync_path(aside)
         return aside
 
     def _put_back(self, aside: Path) -> None:
         """Undo `_keep_old`."""
         with contextlib.suppress(OSError):
-            if self._identity() is None:
-                aside.rename(self.path)
-            else:
-                aside.unlink()
+            aside.unlink()
 
     def _drop_backups(self) -> None:
         """Keep no more backups than were asked for; where none are, they are someone else's."""
@@ -210,8 +210,6 @@ class Writing:
     """
 
     def __init__(self, file: DataFile) -> None:
-        self.published = False
-        """Whether it stands in the data file's place, be it not for sure."""
         self._target = file
         self._temp = file.path.with_name(f"{file.path.name}.tmp-{secrets.token_hex(4)}")
         self._file = -1
@@ -255,7 +253,6 @@ class Writing:
         try:
             with step("renaming the temporary file"):
                 self._temp.rename(file.path)
-            self.published = True
         except DiskError:
             if aside is not None:
                 file._put_back(aside)  # noqa: SLF001 - the same room
@@ -264,7 +261,7 @@ class Writing:
         file._known = self._written  # noqa: SLF001 - the same room
         self._close()
         with step("fsync of the directory"):
-            sync_directory(file.path.parent)
+            sync_path(file.path.parent)
         file._drop_backups()  # noqa: SLF001 - the same room
 
     def give_up(self) -> None:

@@ -114,7 +114,9 @@ class Store:
         for change in self._log:
             if change.cleared is not None:
                 self._garbage.append(change.cleared)
-        self._log.clear()
+        if self._log:
+            self._table.trim()
+            self._log.clear()
 
     def roll_back(self, start: int = 0) -> None:
         """Undo the changes from `start` on."""

@@ -169,6 +169,17 @@ class Table:
                 return next(reversed(chunk))
         return None
 
+    def trim(self) -> None:
+        """Drop chunks at the end that were emptied, once nothing can be put back into them."""
+        chunks = self._chunks
+        while chunks:
+            number = next(reversed(chunks))
+            if chunks[number]:
+                return
+            del chunks[number]
+            if number == self._last:
+                self._tail = None
+
     def view(self) -> View:
         """The content as it is now. Not to be made between a removal and its undoing."""
         for number in [n for n, chunk in self._chunks.items() if not chunk and n != self._last]:

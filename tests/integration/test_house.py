@@ -95,10 +95,10 @@ def test_only_one_room_touches(room, module, only):
 
 def test_only_the_rooms_of_the_disk_write_sync_and_rename():
     """What others open they read; what they unlink is told to be superfluous."""
-    steps = {"write_all", "sync", "sync_directory", "create"}
+    steps = {"write_all", "sync", "sync_path", "create"}
     for path in sorted(ROOMS["pickledbd"].glob("*.py")):
         taken = {name.rpartition(".")[2] for name in within(imports(path), "pickledbd.disk")}
-        may = {"snapshot": steps, "journal": steps, "saver": {"sync_directory"}}
+        may = {"snapshot": steps, "journal": steps, "saver": {"sync_path"}}
         assert taken & steps <= may.get(path.stem, set()), path
         calls = {
             node.attr

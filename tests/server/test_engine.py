@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+import weakref
 
 import pytest
 
@@ -229,3 +230,22 @@ def test_writes_that_the_journal_did_not_take_leave_no_trace(wire, monkeypatch):
     assert wired.ask("save") == {"saved": True}
     assert wired.ask("set", key="d", value=4) == {}
     assert wire().ask("dump") == {"items": {"a": 1, "b": 2, "c": 3, "d": 4}}
+
+
+@pytest.mark.parametrize("op", ["purge", "replace"])
+def test_what_was_removed_at_once_is_given_back_little_by_little(wired, op):
+    wired.ask("set_many", items={f"k{n}": n for n in range(900)})
+    store = wired.engine._store
+    table = weakref.ref(store._table)
+    wired.ask(op, **({"items": {"a": 1}} if op == "replace" else {}))
+    assert table() is None
+    assert not store.garbage
+
+
+def test_a_queue_that_was_emptied_from_its_end_is_not_walked_through_again(wired):
+    wired.ask("set_many", items={f"k{n}": n for n in range(900)})
+    while wired.ask("popitem"):
+        pass
+    assert not wired.engine._store._table._chunks
+    wired.ask("set", key="a", value=1)
+    assert wired.ask("dump") == {"items": {"a": 1}}

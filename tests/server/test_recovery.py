@@ -287,3 +287,14 @@ def test_a_journal_that_outgrows_the_data_is_replaced_by_a_snapshot(daemon, db):
     # The first has gone; a second may, if it was written to meanwhile, hold some
     assert min(find_journals(daemon.location)) > 1 or db.info()["journal_bytes"] < 6_000_000
     assert json.loads(daemon.location.read_bytes()) == {"key": value}
+
+
+def test_a_journal_that_was_given_up_and_could_not_be_removed_is_passed_over(location):
+    journal = killed(location, *WRITES)
+    number, length = int(journal.suffix[1:]), journal.stat().st_size
+    for later in (number + 1, number + 2):
+        head = records.head(later, base=None, previous=(number, length), answers=[], forgotten=0)
+        journal_path(location, later).write_bytes(head)
+    with journal_path(location, number + 2).open("ab") as file:
+        file.write(records.effects({"last": b"1"}))
+    starts_normally(location, dict(WRITES) | {"last": 1})

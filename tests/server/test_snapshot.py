@@ -193,6 +193,23 @@ def test_a_file_that_another_program_wrote_meanwhile_is_kept_aside(path):
     assert aside.read_bytes() == b'{"theirs":2}'
 
 
+@pytest.mark.parametrize("content", [b'{"theirs":2}', None])
+def test_where_there_are_no_hard_links_what_is_kept_is_a_copy(path, content, monkeypatch):
+    def no_links(*_args, **_kwargs):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    file = DataFile(path, backups=1)
+    save(file, {"ours": b"1"})
+    old = content or path.read_bytes()
+    if content:
+        path.write_bytes(content)
+    monkeypatch.setattr(os, "link", no_links)
+    save(file, {"ours": b"3"})
+    assert json.loads(path.read_bytes()) == {"ours": 3}
+    (aside,) = path.parent.glob("my.db.replaced-*" if content else "my.db.backup-*")
+    assert aside.read_bytes() == old
+
+
 def test_leftovers_of_killed_saves_are_swept_and_nothing_else(path):
     keep = ["my.db", "my.db.tmp", "my.db.tmp-0123", "other.db.tmp-01234567", "my.db.tmp-0123456g"]
     for name in [*keep, "my.db.tmp-01234567", "my.db.tmp-abcdef01"]:
