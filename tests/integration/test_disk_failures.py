@@ -65,14 +65,15 @@ class Trace:
             ["strace", "-y", "-s", "100000", "-o", log, *options]
             + [f"--attach={thread}" for thread in threads],
             stderr=subprocess.PIPE,
-            text=True,
         )
-        for _ in threads:
+        said = b""
+        while said.count(b" attached") < len(threads):
             assert select.select([self._process.stderr], [], [], PATIENCE)[0]
-            line = self._process.stderr.readline()
-            if "attached" not in line:
+            more = os.read(self._process.stderr.fileno(), 4096)
+            said += more
+            if not more:
                 self.end()
-                raise AssertionError(line)
+                raise AssertionError(said.decode())
 
     @property
     def text(self):
