@@ -1,6 +1,6 @@
 """Measure what durability costs a write, and what writes that come together save.
 
-    python benchmarks/bench_durability.py [--rounds 15] [--seconds 1.0] [--write]
+    python benchmarks/bench_durability.py [--rounds 30] [--seconds 0.5] [--write]
 
 Daemons of all three durabilities run side by side; one client, then sixteen, write in lock step
 to each in turn. The disk's own fsync is measured in the same run: how much sixteen clients gain
@@ -35,13 +35,13 @@ def client(number: int, endpoints: list[str], turn: Any, counts: Any, stop: Even
     dbs = [PickleDB(endpoint, timeout=60) for endpoint in endpoints]
     for serial in itertools.count():
         daemon, clients = divmod(turn.value, MANY + 1)
-        if stop.is_set():
+        if serial % 100 == 0 and stop.is_set():
             return
         if number < clients:
             dbs[daemon].set(f"key:{number}:{serial % 100}", VALUE)
             counts[number] += 1
         else:
-            time.sleep(0.005)
+            time.sleep(0.05)
 
 
 def fsync_us(folder: Path) -> float:
@@ -59,8 +59,8 @@ def fsync_us(folder: Path) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--fsync-ms", type=float, default=0, help="strace delays each fdatasync")
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
@@ -89,7 +89,8 @@ def measure(folder: Path, options: argparse.Namespace) -> str:
             command = [sys.executable, "-m", "pickledbd", f"{folder}/{mode}.db"]
             command += ["--bind", endpoint, "--durability", mode]
             stack.enter_context(started([*slower, *command] if mode == "fsync" else command))
-        turn, counts, stop = spawn.Value("q", 0), spawn.Array("q", MANY), spawn.Event()
+        turn, counts = spawn.RawValue("q", 0), spawn.RawArray("q", MANY)
+        stop = spawn.Event()
         writers = [
             spawn.Process(target=client, args=(n, endpoints, turn, counts, stop))
             for n in range(MANY)
@@ -98,9 +99,10 @@ def measure(folder: Path, options: argparse.Namespace) -> str:
             writer.start()
         for number in range(options.rounds + 1):
             print(f"\rround {number} of {options.rounds}", end="", file=sys.stderr, flush=True)
-            for (mode, clients), taken in rates.items():
+            order = list(rates.items())
+            for (mode, clients), taken in order if number % 2 else reversed(order):
                 turn.value = modes.index(mode) * (MANY + 1) + clients
-                time.sleep(0.1)
+                time.sleep(0.2)
                 start, at = sum(counts[:]), time.perf_counter()
                 time.sleep(options.seconds)
                 rate = (sum(counts[:]) - start) / (time.perf_counter() - at)

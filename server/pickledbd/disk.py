@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 
 class DiskError(Exception):
@@ -19,20 +19,30 @@ class DiskError(Exception):
         """Whether what could not be made durable may still be found by the next start."""
 
 
-@contextlib.contextmanager
-def step(name: str) -> Iterator[None]:
+class step:  # noqa: N801 - read as a statement; a class, since it stands in the way of each write
     """Turn an OSError within into a DiskError that names the step."""
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(name, error) from error
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(exc, OSError):
+            raise DiskError(self._name, exc) from exc
 
 
 def write_all(file: int, data: bytes) -> None:
     """Write all of `data`: a disk that is nearly full takes a part of it before it refuses."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
+    written = os.write(file, data)
+    while written < len(data):
+        written += os.write(file, memoryview(data)[written:])
 
 
 def sync(file: int, *, data_only: bool = False) -> None:

@@ -50,6 +50,9 @@ Peer = bytes
 ALIVE_SECONDS = 1.0
 """How often who waits for something long is told that it is being done."""
 
+TICK_SECONDS = 0.05
+"""How soon after a write, or a task, the saver looks whether it has something to do."""
+
 HELD_AT_ONCE = 64
 """Requests of a connection, held until its batch counts, that are taken up in one turn."""
 
@@ -95,6 +98,7 @@ class Engine:
         self._waiting: dict[tuple[Peer, int], None] = {}  # answers that take long
         self._tell_alive = 0.0
         self._freeing = False
+        self._tick_at = 0.0
         self._gone: set[Peer] = set()
 
     # Turns
@@ -169,19 +173,19 @@ class Engine:
             self._large.append((peer, request, batch))
             self._applying.add(peer)
             return None
-        start = self._store.logged()
-        result = HANDLERS[request.command.name](self._store, request.args)
-        changed = self._store.logged() > start
+        store = self._store
+        start = store.logged()
+        result = HANDLERS[request.command.name](store, request.args)
+        changed = store.logged() > start
         # Also a repeat that changed nothing is remembered, though not in the journal: the first
         # may still come, by the connection that its client gave up, and is not to be applied then.
         if changed or request.sent_ms_ago is not None:
             answer = _answer_to(request, result)
             if changed and self._journal.appends:
-                sets, removed, clear = self._store.effect(start)
+                sets, removed, clear = store.effect(start)
                 line = records.effects(sets, removed, clear=clear, answer=answer)
                 self._lines.append(line)
-            self._answered.append((request.client, self._retries.forget(request.client)))
-            self._retries.remember(answer)
+            self._answered.append((request.client, self._retries.remember(answer)))
         return encode_reply(request.id, result)
 
     def _refusal(self, why: str, *, in_doubt: bool = False) -> PickleDBError:
@@ -203,13 +207,21 @@ class Engine:
                 self._journal.write(self._lines)
             except DiskError as error:
                 self._undo_turn(error)
-        self._store.commit()
-        self._replies += self._turn_replies
-        self._turn_replies.clear()
-        self._lines.clear()
+            self._lines.clear()
+            self._tick_at = min(self._tick_at, time.monotonic() + TICK_SECONDS)
+        if self._store.logged():
+            self._store.commit()
         self._answered.clear()
         self._turn.clear()
+        if self._reads or self._large or self._saves:
+            self._begin_tasks()
         self.turn_over = False
+        self._replies += self._turn_replies
+        self._turn_replies.clear()
+        return self.take_replies()
+
+    def _begin_tasks(self) -> None:
+        """Begin what the turn asked for and takes long."""
         for peer, request in self._reads:
             self._waiting[peer, request.id] = None
             self._tasks.add(self._read(peer, request, self._store.view()))
@@ -219,7 +231,6 @@ class Engine:
         self._reads.clear()
         self._large.clear()
         self._begin_saves()
-        return self.take_replies()
 
     def _undo_turn(self, error: DiskError) -> None:
         """Have nothing of this turn's changes, and answer its requests once more."""
@@ -249,18 +260,24 @@ class Engine:
 
     def tick(self, now: float) -> float:
         """Do what is due at time.monotonic() `now`; when to be called again at the latest."""
-        self._admit_held()
+        if self._held:
+            self._admit_held()
         if self._store.garbage and not self._freeing:
             self._freeing = True
             self._tasks.add(self._free())
+        if now >= self._tick_at:
+            self._tick_at = self._saver.tick(now)
+        if self._tasks:  # one of them may fail, which is to be looked after
+            self._tick_at = min(self._tick_at, now + TICK_SECONDS)
         if not self._waiting:
             self._tell_alive = now + ALIVE_SECONDS
             self._gone.clear()
-        elif now >= self._tell_alive:
+            return self._tick_at
+        if now >= self._tell_alive:
             self._tell_alive = now + ALIVE_SECONDS
             for peer, request_id in self._waiting:
                 self._replies.append((peer, encode_reply(request_id, b"{}", more=True)))
-        return min(self._saver.tick(now), self._tell_alive if self._waiting else now + 60)
+        return min(self._tick_at, self._tell_alive)
 
     def _admit_held(self) -> None:
         """Take up what was held, if it need not be any more, some of it at a time."""

@@ -27,6 +27,9 @@ from pickledbd.retries import Retries
 @dataclass
 class _File:
     number: int
+    name: str
+    writing: str
+    """The name of that step."""
     descriptor: int
     size: int
     start: int = 0
@@ -82,7 +85,7 @@ class Journal:
         for number, start, end in known:
             path = journal_path(data, number)
             file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-            self._files.append(_File(number, file, end, start))
+            self._files.append(_File(number, path.name, f"writing {path.name}", file, end, start))
             if path.stat().st_size > end:
                 os.ftruncate(file, end)
                 sync(file)  # what was cut must not come back behind what is appended now
@@ -114,12 +117,12 @@ class Journal:
             lines = [records.synced(file.synced), *lines]
         text = b"".join(lines)
         try:
-            with step(f"writing {self._name(file)}"):
+            with step(file.writing):
                 write_all(file.descriptor, text)
             if sync_now:
                 if any(older.synced < older.size for older in self._files[:-1]):
                     self.sync()  # the batch that is committed now may have begun there
-                with step(f"fdatasync of {self._name(file)}"):
+                with step(f"fdatasync of {file.name}"):
                     sync(file.descriptor, data_only=True)
         except DiskError as error:
             self.failed = str(error)
@@ -142,7 +145,7 @@ class Journal:
                     raise file.failed
                 if file.synced < size:
                     try:
-                        with step(f"fdatasync of {self._name(file)}"):
+                        with step(f"fdatasync of {file.name}"):
                             sync(file.descriptor, data_only=True)
                     except DiskError as error:
                         file.failed = error
@@ -173,7 +176,7 @@ class Journal:
         path = journal_path(self._data, number)
         with step(f"creating {path.name}"):
             file = create(path, self._data)
-        self._next = _File(number, file, 0)
+        self._next = _File(number, path.name, f"writing {path.name}", file, 0)
         with step("fsync of the directory"):
             sync_path(self._data.parent)
 
@@ -196,7 +199,7 @@ class Journal:
             answers=retries.awaited(),
             forgotten=retries.forgotten,
         )
-        with step(f"writing {self._name(new)}"):
+        with step(new.writing):
             write_all(new.descriptor, head)
         new.size = new.start = len(head)
         self._told_synced = 0
@@ -243,6 +246,3 @@ class Journal:
         with self._syncing:
             while self._files:
                 close(self._files.pop().descriptor)
-
-    def _name(self, file: _File) -> str:
-        return journal_path(self._data, file.number).name

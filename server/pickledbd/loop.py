@@ -175,36 +175,33 @@ class Loop:
                         return f"no client for {self._idle_exit:g} s"
                     quiet_since = now  # a full disk may have room by the next time
                 wake = min(wake, quiet_since + self._idle_exit)
-            if self._tasks.ready:
+            if self._tasks and self._tasks.ready:
                 wake = self._next_slice if now < self._quiet_at else now
             # rounded up, so that a deadline has passed when the poll for it ends
             wait_ms = int((wake - now) * 1000) + 1 if wake > now else 0
             ready = zmq.zmq_poll(self._sources, wait_ms)
             started = time.monotonic()
-            busy = bool(ready) and self._turn()
+            busy = bool(ready) and self._turn([source for source, _ in ready])
             now = time.monotonic()
-            self._work(now, busy=busy)
-            now = time.monotonic()
+            if self._tasks:
+                self._run_tasks(now, busy=busy)
+                now = time.monotonic()
+            self._deliver(self._engine.take_replies())
             if busy or self._connections:
                 quiet_since = now
-            self._status.longest_slice_ms = max(
-                self._status.longest_slice_ms, (now - started) * 1000
-            )
+            self._status.slice(now - started)
         return self._signals.received.name
 
-    def _work(self, now: float, *, busy: bool) -> None:
+    def _run_tasks(self, now: float, *, busy: bool) -> None:
         """Go on with the tasks, as far as the clients leave time for it."""
         if busy:
             self._quiet_at = now + QUIET_SECONDS
-        if not self._tasks:
-            pass
-        elif now >= self._quiet_at:
+        if now >= self._quiet_at:
             self._tasks.run(SLICE_SECONDS)
         elif now >= self._next_slice:
             self._tasks.run(BUSY_SLICE_SECONDS)
             ended = time.monotonic()
             self._next_slice = ended + BUSY_PAUSE * (ended - now)
-        self._deliver(self._engine.take_replies())
 
     def finish(self) -> SaveFailed | None:
         """End what was begun, save what is unsaved, and send the last replies; why that failed."""
@@ -221,14 +218,18 @@ class Loop:
         self._router.close()
         self._context.term()
 
-    def _turn(self) -> bool:
+    def _turn(self, ready: list[zmq.Socket[bytes] | int]) -> bool:
         """Take what has arrived, apply it, answer it. False if there was nothing."""
         router, engine = self._router, self._engine
-        self._signals.drain()
-        self._count_connections()
+        if self._monitor in ready:
+            self._count_connections()
+        if self._signals.fileno() in ready:
+            self._signals.drain()
+        if router not in ready:
+            return False
         count = 0
         until = time.monotonic() + TURN_SECONDS
-        while count < MESSAGES_A_TURN and not engine.turn_over and _readable(router):
+        while _readable(router):
             peer = router.recv(zmq.NOBLOCK)
             frame = router.recv(zmq.NOBLOCK, copy=False)
             frames = [frame.bytes]
@@ -237,10 +238,9 @@ class Loop:
                 frames.append(frame.bytes)
             engine.receive(peer, frames)
             count += 1
-            if time.monotonic() >= until:
+            if count >= MESSAGES_A_TURN or engine.turn_over or time.monotonic() >= until:
                 break
-        if count:
-            self._deliver(engine.finish_turn())
+        self._deliver(engine.finish_turn())
         return count > 0
 
     def _count_connections(self) -> None:

@@ -44,7 +44,8 @@ class Answer:
 
 def encode(text: bytes) -> bytes:
     """One record of the JSON text of an object."""
-    return b"%b%b\n" % (_HEADER % (len(text), _checksum(b"%08x" % len(text), text)), text)
+    length = b"%08x" % len(text)
+    return b"%b %08x %b\n" % (length, zlib.crc32(text, zlib.crc32(length)), text)
 
 
 def decode(line: bytes) -> dict[str, Any] | None:
@@ -53,17 +54,14 @@ def decode(line: bytes) -> dict[str, Any] | None:
     if header is None or not line.endswith(b"\n"):
         return None
     text = line[HEADER_BYTES:-1]
-    if int(header[1], 16) != len(text) or int(header[2], 16) != _checksum(header[1], text):
+    checksum = zlib.crc32(text, zlib.crc32(header[1]))
+    if int(header[1], 16) != len(text) or int(header[2], 16) != checksum:
         return None
     try:
         found = orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _checksum(length: bytes, text: bytes) -> int:
-    return zlib.crc32(text, zlib.crc32(length))
 
 
 def head(
@@ -116,6 +114,10 @@ def effects(
 
     Applied in this order: what was cleared, the batch committed, what was removed, what was set.
     """
+    if answer is not None and len(sets) == 1 and not (removed or clear or commit or batch):
+        # Most writes are such, and every one waits for this
+        ((key, value),) = sets.items()
+        return encode(b'{%b,"set":{%b:%b}}' % (_answer(answer), orjson.dumps(key), value))
     members = [] if answer is None else [_answer(answer)]
     if clear:
         members.append(b'"clear":true')

@@ -76,9 +76,9 @@ class Retries:
             )
         return None
 
-    def remember(self, answer: Answer) -> None:
-        """Note the answer to a client's newest write."""
-        self.forget(answer.client)
+    def remember(self, answer: Answer) -> Answer | None:
+        """Note the answer to a client's newest write; the one there was before."""
+        before = self.forget(answer.client)
         self._answers[answer.client] = answer
         size = len(answer.result)
         if size > SMALL:
@@ -90,10 +90,12 @@ class Retries:
             self._answers[client] = replace(self._answers[client], result=NOT_KEPT)
         if len(self._answers) > ANSWERS_MAX:
             self._give_up(next(iter(self._answers)))
+        return before
 
     def forget(self, client: str) -> Answer | None:
         """Have no answer for `client`; the one there was."""
-        self._bytes -= self._large.pop(client, 0)
+        if self._large:
+            self._bytes -= self._large.pop(client, 0)
         return self._answers.pop(client, None)
 
     def restore(self, answers: Iterable[Answer], forgotten: int) -> None:

@@ -19,3 +19,7 @@ class Status:
     last_save_time: float | None = None
     last_save_duration_ms: float | None = None
     last_save_error: str | None = None
+
+    def slice(self, seconds: float) -> None:
+        """Note for how long the loop kept everybody waiting."""
+        self.longest_slice_ms = max(self.longest_slice_ms, seconds * 1000)
