@@ -358,6 +358,8 @@ class Engine:
             part = b""
             for following in parts:
                 if peer in self._gone:
+                    for _ in view.free():
+                        yield None
                     return
                 if following:
                     if part:

@@ -247,8 +247,10 @@ class Saver:
             self._gate.leave()
             try:
                 self._file_bytes = yield from self._write(writing, texts(view))
-            finally:
-                view.close()
+            except DiskError:
+                for _ in view.free():
+                    yield None
+                raise
             digest = yield from result(self._snapshots.do(writing.sync))
             if journal.appends and not journal.failed:
                 yield from self._publish(writing, digest, end)

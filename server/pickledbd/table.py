@@ -8,12 +8,12 @@ holds anything that the garbage collector would have to visit.
 
 A `View` is the content of one moment. It is made without copying: whoever then changes a chunk
 that a view has not passed yet first leaves it a copy (copy-on-write), so what a view adds is
-bounded by two pointers a key.
+bounded by the dicts, without what they hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 CHUNK = 341
 """Keys in a chunk: what a dict holds in 512 slots, so that a full chunk wastes nothing."""
@@ -46,7 +46,7 @@ class View:
     """The content of a table at one moment, read once, chunk by chunk. `close` it when done."""
 
     def __init__(self, chunks: dict[int, dict[str, bytes]], views: list[View]) -> None:
-        self._left: dict[int, dict[str, bytes] | tuple[list[str], list[bytes]]] = {**chunks}
+        self._left = {**chunks}
         self._views = views
         views.append(self)
 
@@ -54,26 +54,33 @@ class View:
         """The entries, some at a time. What is yielded is to be used before the table changes."""
         for number in list(self._left):
             chunk = self._left.pop(number)
-            keys: Collection[str]
-            values: Collection[bytes]
-            keys, values = (chunk.keys(), chunk.values()) if isinstance(chunk, dict) else chunk
+            keys, values = chunk.keys(), chunk.values()
             if sum(map(len, keys)) + sum(map(len, values)) <= PIECE_BYTES:
                 yield keys, values
             else:
                 yield from _pieces(list(keys), list(values))
         self.close()
 
-    def keep(self, number: int) -> None:
-        """Have a copy of a chunk that is about to change, if it is still to be read."""
-        chunk = self._left.get(number)
-        if isinstance(chunk, dict):
-            self._left[number] = (list(chunk), list(chunk.values()))
+    def keep(self, number: int, chunk: dict[str, bytes]) -> None:
+        """Have a copy of a chunk that is about to change, if it is still to be read.
+
+        The copy is a dict too, which the garbage collector leaves alone: lists of all these keys
+        would hold everybody up each time that it looks through them.
+        """
+        if self._left.get(number) is chunk:
+            self._left[number] = chunk.copy()
 
     def close(self) -> None:
-        """Need no copies any more."""
-        self._left.clear()
+        """Need no further copies."""
         if self in self._views:
             self._views.remove(self)
+
+    def free(self) -> Iterator[None]:
+        """Close it before its end, and give its copies back, a little at each step."""
+        self.close()
+        while self._left:
+            self._left.popitem()
+            yield
 
 
 class Table:
@@ -209,4 +216,4 @@ class Table:
 
     def _freeze(self, number: int) -> None:
         for view in self._views:
-            view.keep(number)
+            view.keep(number, self._chunks[number])
