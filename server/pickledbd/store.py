@@ -171,9 +171,10 @@ class Store:
     @property
     def garbage(self) -> bool:
         """Whether there is something to `free`."""
-        return bool(self._garbage)
+        return any(not table.viewed for table in self._garbage)
 
     def free(self) -> Iterator[None]:
         """Give back the memory of what was cleared, a little at each step."""
-        while self._garbage:
-            yield from self._garbage.pop().free()
+        for table in [table for table in self._garbage if not table.viewed]:
+            self._garbage.remove(table)
+            yield from table.free()

@@ -6,8 +6,8 @@ stand in *chunks*, small dicts in order of insertion, and an *index* of many sma
 number of each key's chunk. All keys of a chunk share one int object, and neither kind of dict
 holds anything that the garbage collector would have to visit.
 
-A `View` is the content of one moment. It is made without copying: whoever then changes a chunk
-that a view has not passed yet first leaves it a copy (copy-on-write), so what a view adds is
+A `View` is the content of one moment. It is made without copying anything: whoever then changes a
+chunk that a view has not passed yet first leaves it a copy (copy-on-write), so what a view adds is
 bounded by the dicts, without what they hold.
 """
 
@@ -20,6 +20,9 @@ CHUNK = 341
 
 PIECE_BYTES = 2**17
 """A view gives no more than this at once, unless one entry is larger."""
+
+MISSED_AT_ONCE = 1000
+"""Numbers of chunks that are gone, which a view skips in one step."""
 
 SHARDS = 1024
 """Dicts of the index; each stays small enough to grow in well under a millisecond."""
@@ -45,15 +48,25 @@ def _pieces(keys: list[str], values: list[bytes]) -> Iterator[Entries]:
 class View:
     """The content of a table at one moment, read once, chunk by chunk. `close` it when done."""
 
-    def __init__(self, chunks: dict[int, dict[str, bytes]], views: list[View]) -> None:
-        self._left = {**chunks}
+    def __init__(self, chunks: dict[int, dict[str, bytes]], last: int, views: list[View]) -> None:
+        self._chunks = chunks  # as they are now; what changes before it is read is in _kept
+        self._kept: dict[int, dict[str, bytes]] = {}
+        self._next = next(iter(chunks), last + 1)
+        self._last = last
         self._views = views
         views.append(self)
 
     def __iter__(self) -> Iterator[Entries]:
         """The entries, some at a time. What is yielded is to be used before the table changes."""
-        for number in list(self._left):
-            chunk = self._left.pop(number)
+        missed = 0
+        while self._next <= self._last:
+            chunk = self._kept.pop(self._next, None) or self._chunks.get(self._next)
+            self._next += 1
+            if not chunk:
+                missed += 1
+                if missed % MISSED_AT_ONCE == 0:
+                    yield (), ()
+                continue
             keys, values = chunk.keys(), chunk.values()
             if sum(map(len, keys)) + sum(map(len, values)) <= PIECE_BYTES:
                 yield keys, values
@@ -67,8 +80,8 @@ class View:
         The copy is a dict too, which the garbage collector leaves alone: lists of all these keys
         would hold everybody up each time that it looks through them.
         """
-        if self._left.get(number) is chunk:
-            self._left[number] = chunk.copy()
+        if self._next <= number <= self._last and number not in self._kept:
+            self._kept[number] = chunk.copy()
 
     def close(self) -> None:
         """Need no further copies."""
@@ -78,8 +91,8 @@ class View:
     def free(self) -> Iterator[None]:
         """Close it before its end, and give its copies back, a little at each step."""
         self.close()
-        while self._left:
-            self._left.popitem()
+        while self._kept:
+            self._kept.popitem()
             yield
 
 
@@ -94,6 +107,7 @@ class Table:
         self._tail: dict[str, bytes] | None = None
         self._length = 0
         self._views: list[View] = []
+        self._emptied: list[int] = []
 
     def __len__(self) -> int:
         return self._length
@@ -149,7 +163,11 @@ class Table:
         if self._views:
             self._freeze(number)
         self._length -= 1
-        return self._chunks[number].pop(key)
+        chunk = self._chunks[number]
+        value = chunk.pop(key)
+        if not chunk:
+            self._emptied.append(number)
+        return value
 
     def place(self, key: str) -> Place:
         """Where `key`, which must be there, stands: for `put_back`."""
@@ -177,26 +195,28 @@ class Table:
         return None
 
     def trim(self) -> None:
-        """Drop chunks at the end that were emptied, once nothing can be put back into them."""
-        chunks = self._chunks
-        while chunks:
-            number = next(reversed(chunks))
-            if chunks[number]:
-                return
-            del chunks[number]
-            if number == self._last:
-                self._tail = None
+        """Drop chunks that were emptied, once nothing can be put back into them."""
+        while self._emptied:
+            number = self._emptied.pop()
+            if not self._chunks.get(number, True):
+                del self._chunks[number]
+                if number == self._last:
+                    self._tail = None
 
     def view(self) -> View:
         """The content as it is now. Not to be made between a removal and its undoing."""
-        for number in [n for n, chunk in self._chunks.items() if not chunk and n != self._last]:
-            del self._chunks[number]
-        return View(self._chunks, self._views)
+        return View(self._chunks, self._last, self._views)
+
+    @property
+    def viewed(self) -> bool:
+        """Whether there are views of it that are still read."""
+        return bool(self._views)
 
     def take_chunk(self) -> dict[str, bytes]:
         """Remove the first of the chunks; its entries. Not from an empty table."""
         while self._first not in self._chunks:
             self._first += 1
+        self._freeze(self._first)
         chunk = self._chunks.pop(self._first)
         if self._first == self._last:
             self._tail = None
@@ -206,7 +226,10 @@ class Table:
         return chunk
 
     def free(self) -> Iterator[None]:
-        """Give the memory back, a little at each step: to free a large table takes long."""
+        """Give the memory back, a little at each step: to free a large table takes long.
+
+        Only once nobody views it.
+        """
         while self._chunks:
             self._chunks.popitem()
             yield
