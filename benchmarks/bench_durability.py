@@ -35,7 +35,7 @@ def client(number: int, endpoints: list[str], turn: Any, counts: Any, stop: Even
     dbs = [PickleDB(endpoint, timeout=60) for endpoint in endpoints]
     for serial in itertools.count():
         daemon, clients = divmod(turn.value, MANY + 1)
-        if serial % 100 == 0 and stop.is_set():
+        if serial % 10 == 0 and stop.is_set():
             return
         if number < clients:
             dbs[daemon].set(f"key:{number}:{serial % 100}", VALUE)
@@ -77,7 +77,7 @@ def measure(folder: Path, options: argparse.Namespace) -> str:
     slower: list[str] = []
     if options.fsync_ms:
         delay = f"inject=fdatasync:delay_enter={int(options.fsync_ms * 1000)}"
-        slower = ["strace", "-f", "-qq", "-o", "/dev/null", "--seccomp-bpf"]
+        slower = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "--seccomp-bpf"]
         slower += ["-e", "trace=fdatasync", "-e", delay]
     endpoints = [f"ipc://{folder}/{mode}" for mode in modes]
     spawn = multiprocessing.get_context("spawn")
