@@ -208,7 +208,8 @@ class Engine:
             except DiskError as error:
                 self._undo_turn(error)
             self._lines.clear()
-            self._tick_at = min(self._tick_at, time.monotonic() + TICK_SECONDS)
+            soon = 0.0 if self._saver.refusing else time.monotonic() + TICK_SECONDS
+            self._tick_at = min(self._tick_at, soon)
         if self._store.logged():
             self._store.commit()
         self._answered.clear()

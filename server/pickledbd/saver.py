@@ -122,7 +122,10 @@ class Saver:
     @property
     def needed(self) -> bool:
         """Whether a save would write something."""
-        return self.unsaved or not self._file.exists() or self._file.changed()
+        # While writes are refused it is what is waited for, though nothing may be unsaved
+        return bool(
+            self.unsaved or self.refusing or not self._file.exists() or self._file.changed()
+        )
 
     @property
     def saving(self) -> bool:
