@@ -476,7 +476,8 @@ def after_each_power_cut(tmp_path, mode, seed, *, each_moment, later_lives):
         states = [torn[0], states[0]]
     for state in states:
         start_for_real(world.directory / NAME, state)
-    assert len(world.cuts.seen) > 100 * each_moment
+    # without a journal far less is ever in doubt
+    assert len(world.cuts.seen) > (30 if mode == "save" else 100) * each_moment
 
 
 @pytest.mark.parametrize("mode", ["save", "journal", "fsync"])
@@ -485,7 +486,7 @@ def test_after_a_power_cut_it_starts_with_all_that_was_promised(tmp_path, mode):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(2, 8))
+@pytest.mark.parametrize("seed", range(2, 5))
 @pytest.mark.parametrize("mode", ["save", "journal", "fsync"])
 def test_after_many_power_cuts_it_starts_with_all_that_was_promised(tmp_path, mode, seed):
-    after_each_power_cut(tmp_path, mode, seed, each_moment=40, later_lives=8)
+    after_each_power_cut(tmp_path, mode, seed, each_moment=12, later_lives=5)
