@@ -56,6 +56,9 @@ UPKEEP_SECONDS = 5.0
 FIRST_CLIENT_SECONDS = 2.0
 """How long it waits at least for its first client, whatever its idle exit."""
 
+SAVE_AGAIN_SECONDS = 5.0
+"""How much later than else it tries again to exit, where it could not save."""
+
 CLOSING_MS = 1000
 """How long the last replies may take to leave when the daemon stops."""
 
@@ -169,11 +172,14 @@ class Loop:
                 self._upkeep()
                 next_upkeep = now + UPKEEP_SECONDS
             wake = min(next_upkeep, self._engine.tick(now))
+            # Those of tasks, and of what was held: none is to wait for the next message
+            self._deliver(self._engine.take_replies())
             if self._idle_exit is not None and not self._connections and not self._tasks:
                 if now - quiet_since >= self._idle_exit:
                     if self._engine.finish() is None:
                         return f"no client for {self._idle_exit:g} s"
-                    quiet_since = now  # a full disk may have room by the next time
+                    # A full disk may have room by the next time
+                    quiet_since = time.monotonic() + SAVE_AGAIN_SECONDS
                 wake = min(wake, quiet_since + self._idle_exit)
             if self._tasks and self._tasks.ready:
                 wake = self._next_slice if now < self._quiet_at else now
@@ -186,7 +192,6 @@ class Loop:
             if self._tasks:
                 self._run_tasks(now, busy=busy)
                 now = time.monotonic()
-            self._deliver(self._engine.take_replies())
             if busy or self._connections:
                 quiet_since = now
             self._status.slice(now - started)

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,33 @@ def test_it_does_not_end_by_itself_with_what_it_cannot_save(location):
     assert status == 0, err
     assert json.loads((folder / "my.db").read_bytes()) == {"a": 1}
     assert err.count("cannot save") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux")
+def test_it_rests_between_its_attempts_to_end_with_what_it_cannot_save(location):
+    directory = location.parent / "gone"
+    directory.mkdir()
+    daemon = Daemon(directory / location.name, "--idle-exit", 0)
+    with contextlib.closing(daemon.client()) as db:
+        db.set("a", 1)
+        directory.rename(location.parent / "away")
+
+    def rests():
+        before = processor_time(daemon.pid)
+        time.sleep(0.2)
+        return processor_time(daemon.pid) == before
+
+    wait_until(lambda: "cannot save" in daemon.process.stderr.readline(), "a first attempt")
+    wait_until(rests, "a pause")
+    (location.parent / "away").rename(directory)
+    assert daemon.end()[0] == 0
+    assert json.loads(daemon.location.read_bytes()) == {"a": 1}
+
+
+def processor_time(pid):
+    """In the system's ticks, of all threads."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return int(user) + int(system)
 
 
 def test_a_fault_of_the_loop_s_does_not_lose_what_was_acknowledged(location):
