@@ -20,19 +20,18 @@ def check(path: Path) -> int:
     def say(line: str) -> None:
         sys.stdout.write(line + "\n")
 
-    try:
-        refuse_if_owned(path)
-    except AlreadyOwnedError as error:
-        say(f"{path} is in use by pid {error.owner.get('pid')}: stop that, or check a copy")
-        return 1
     file = DataFile(path)
     try:
+        refuse_if_owned(path)
         journals = find_journals(path)
         for number, journal in journals.items():
             found = scan(number, journal)
             state = "whole" if found.good == found.length else f"good up to byte {found.good:,}"
             say(f"{journal}: {found.length:,} bytes, {found.effects:,} writes, {state}")
         recovered = recover(file)
+    except AlreadyOwnedError as error:
+        say(f"{path} is in use by pid {error.owner.get('pid')}: stop that, or check a copy")
+        return 1
     except Unreadable as error:
         say(f"{error}")
         return 1

@@ -262,6 +262,14 @@ def test_check_leaves_a_database_in_use_alone(daemon, db):
     assert f"in use by pid {daemon.pid}" in said
 
 
+def test_check_with_a_lock_file_that_cannot_be_opened_says_so_in_one_line(location):
+    lock = location.with_name(location.name + ".lock")
+    lock.symlink_to("nowhere")
+    status, said, err = run("--check", location)
+    assert (status, err) == (1, "")
+    assert said.startswith(f"cannot read {lock}: ")
+
+
 def test_check_of_a_data_file_that_does_not_parse_says_where(location):
     location.write_bytes(b'{"a":')
     assert "is not JSON" in refused(location)
