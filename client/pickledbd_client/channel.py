@@ -23,6 +23,7 @@ import zmq
 
 from pickledbd_client.calls import Call, hello
 from pickledbd_protocol import (
+    COMMANDS,
     PROTOCOL_VERSION,
     ProtocolError,
     Reply,
@@ -232,6 +233,9 @@ class Channel:
         try:
             self._spin()
             return self._receive(request_id, deadline)
+        except ProtocolError as error:  # it took the request, and nobody can read what it says
+            error.outcome_known = not COMMANDS[call.op].writes
+            raise
         finally:
             _waiting.pop()
 

@@ -7,6 +7,7 @@ atomic, and the pid tells a fork.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -74,8 +75,10 @@ class Link:
             except RequestTimeout:
                 session.close()
                 raise self._timed_out(call) from None
-            except BaseException:
+            except BaseException as error:
                 session.close()
+                if sent and isinstance(error, PickleDBError) and COMMANDS[call.op].writes:
+                    error.outcome_known = False  # who came next refuses the repeat, not the first
                 raise
             else:
                 self._idle.append(session)
@@ -111,8 +114,9 @@ class Link:
     def close(self) -> None:
         """Drop the idle connections; those in use are dropped when their requests end."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        with contextlib.suppress(IndexError):  # also a thread whose request has ended may do this
+            while True:
+                self._idle.pop().close()
 
     def _deadline(self) -> Deadline:
         if self._timeout is None or self._timeout > _LONGEST:

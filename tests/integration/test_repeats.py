@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import zmq
 
-from pickledbd_client import PickleDB, PickleDBError, RequestTimeout, Unavailable
+from pickledbd_client import PickleDB, PickleDBError, RequestTimeout, TooLarge, Unavailable
 from support import PATIENCE, Daemon, wait_until
 
 MANY = {f"many:{n}": "x" * 20 for n in range(5000)}  # some 180 KB: sent in parts
@@ -357,6 +357,21 @@ def test_where_the_answer_was_forgotten_the_outcome_is_unknown_and_nothing_is_do
     assert not caught.value.outcome_known
     with served.direct() as db:
         assert db["pop"] == "by another"
+
+
+def test_what_the_next_daemon_is_not_even_asked_once_more_has_an_unknown_outcome(relay, serve):
+    served = serve()
+    with served.direct() as db:
+        db.update(BEFORE)
+    large = {"large": "x" * 2**20}
+    with lost_reply(relay, [lambda db: db.set_many(large)]) as [answer]:
+        served.options += ("--max-request", 1)
+        served.meanwhile("stop")
+    with pytest.raises(TooLarge) as caught:
+        answer.result()
+    assert not caught.value.outcome_known
+    with served.direct() as db:
+        assert db["large"] == large["large"]
 
 
 def test_past_the_deadline_a_write_that_was_sent_has_an_unknown_outcome(relay, serve):
