@@ -32,8 +32,8 @@ _MASK = SHARDS - 1
 Entries = tuple[Iterable[str], Iterable[bytes]]
 """Some keys and their values, in the same order."""
 
-Place = tuple[int, list[str]]
-"""Where a key stood: the number of its chunk, and the keys of that chunk in order."""
+Place = tuple[int, int]
+"""Where a key stood: the number of its chunk, and how many keys stood before it there."""
 
 
 def _pieces(keys: list[str], values: list[bytes]) -> Iterator[Entries]:
@@ -60,7 +60,9 @@ class View:
         """The entries, some at a time. What is yielded is to be used before the table changes."""
         missed = 0
         while self._next <= self._last:
-            chunk = self._kept.pop(self._next, None) or self._chunks.get(self._next)
+            chunk = self._kept.pop(self._next, None)
+            if chunk is None:  # not merely empty, as it may have been at the view's moment
+                chunk = self._chunks.get(self._next)
             self._next += 1
             if not chunk:
                 missed += 1
@@ -145,15 +147,21 @@ class Table:
         """Set many keys, no two of them the same; quicker than one by one where they are new."""
         index = self._index
         for start in range(0, len(keys), CHUNK):
-            stop = start + CHUNK
-            chunk = dict(zip(keys[start:stop], values[start:stop], strict=True))
-            self._last = number = self._last + 1
-            self._tail = self._chunks[number] = chunk
-            self._length += len(chunk)
-            for key in keys[start:stop]:
-                if index[hash(key) & _MASK].setdefault(key, number) != number:
-                    self._length -= 1  # it was there, and stays where it was
-                    self.set(key, chunk.pop(key))
+            some = keys[start : start + CHUNK]
+            chunk = dict(zip(some, values[start : start + CHUNK], strict=True))
+            number = self._last + 1
+            known = [k for k in some if index[hash(k) & _MASK].setdefault(k, number) != number]
+            if not known:
+                self._last = number
+                self._tail = self._chunks[number] = chunk
+                self._length += len(chunk)
+                continue
+            # A chunk of what is left would keep the room of all
+            for key in known:
+                self.set(key, chunk.pop(key))
+            for key, value in chunk.items():
+                del index[hash(key) & _MASK][key]
+                self.set(key, value)
 
     def remove(self, key: str) -> bytes | None:
         """Remove one key; its value, or None if there was no such key."""
@@ -172,18 +180,18 @@ class Table:
     def place(self, key: str) -> Place:
         """Where `key`, which must be there, stands: for `put_back`."""
         number = self._index[hash(key) & _MASK][key]
-        return number, list(self._chunks[number])
+        return number, list(self._chunks[number]).index(key)
 
     def put_back(self, key: str, value: bytes, place: Place) -> None:
         """Undo the last change, which was the removal of `key`."""
-        number, order = place
+        number, position = place
         if self._views:
             self._freeze(number)
         chunk = self._chunks[number]
-        chunk[key] = value
-        ordered = [(other, chunk[other]) for other in order]
+        entries = list(chunk.items())
+        entries.insert(position, (key, value))
         chunk.clear()
-        chunk.update(ordered)
+        chunk.update(entries)
         self._index[hash(key) & _MASK][key] = number
         self._length += 1
 

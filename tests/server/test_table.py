@@ -162,3 +162,23 @@ def test_large_entries_are_given_few_at_a_time():
     sizes = [len(list(part_keys)) for part_keys, _ in held.view()]
     assert sum(sizes) == 50
     assert max(sizes) <= 4
+
+
+def test_what_is_set_again_and_again_takes_no_further_room():
+    held = Table()
+    content = {f"key {n}": b"" for n in range(2000)}
+    for n in range(20):
+        held.extend(list(content), [b"%d" % n] * len(content))
+        held.extend([*content, f"new {n}"], [b"%d" % n] * (len(content) + 1))
+    expected = dict.fromkeys(content, b"19") | {f"new {n}": b"%d" % n for n in range(20)}
+    assert entries(held.view()) == list(expected.items())
+    assert sum(1 for _ in held.free()) <= 2000 // table.CHUNK + 2 + table.SHARDS
+
+
+def test_a_view_of_a_chunk_that_is_empty_shows_nothing_set_later():
+    held = Table()
+    held.set("a", b"")
+    held.remove("a")
+    view = held.view()
+    held.set("b", b"")
+    assert entries(view) == []
