@@ -395,6 +395,7 @@ class Engine:
     def _carry_out(self, peer: Peer, request: Request, batch: Batch) -> Task[None]:
         """Apply a batch that is too large for a turn: all of it counts from one moment on."""
         reply = b""
+        adopted = False
         try:
             yield from batch.prepare()
             yield from self._gate.enter()
@@ -403,7 +404,7 @@ class Engine:
                 known = self._retries.answered(request)
                 if known is None:
                     yield from self._commit(request, batch)
-                    known = b"{}"
+                    known, adopted = b"{}", True
                 reply = encode_reply(request.id, known)
             finally:
                 self._gate.leave()
@@ -415,7 +416,8 @@ class Engine:
         self._waiting.pop((peer, request.id), None)
         self._replies.append((peer, reply))
         self._applying.discard(peer)
-        yield from self._store.fold()
+        if adopted:  # else it would be another's, and two must not fold the same
+            yield from self._store.fold()
 
     def _commit(self, request: Request, batch: Batch) -> Task[None]:
         answer = _answer_to(request, b"{}")

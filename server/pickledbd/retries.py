@@ -77,7 +77,10 @@ class Retries:
         return None
 
     def remember(self, answer: Answer) -> Answer | None:
-        """Note the answer to a client's newest write; the one there was before."""
+        """Note the answer to a client's write, if it is its newest; the one there was before."""
+        newest = self._answers.get(answer.client)
+        if newest is not None and newest.id > answer.id:
+            return newest  # this is of a large batch that its client gave up, to write on
         before = self.forget(answer.client)
         self._answers[answer.client] = answer
         size = len(answer.result)

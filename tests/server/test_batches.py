@@ -226,6 +226,42 @@ def test_two_batches_at_once_are_applied_one_after_the_other(filled, wire):
     assert list(content(wire()).items()) == expected
 
 
+@pytest.mark.parametrize("chunks", [9, 10, 11])
+def test_a_batch_that_fails_leaves_those_alone_that_are_put_in_place(wire, chunks):
+    wired = wire("--durability", "save")
+
+    def items(name, chunks):
+        return {f"{name} {n}": n for n in range(chunks * batches.CHUNK)}
+
+    good = items("first", 8), items("last", 10)
+    send_parts(wired, "set_many", [good[0]], peer=b"1", client="1")
+    send_parts(wired, "set_many", [items("bad", chunks) | {"": DEEP}], peer=b"2", client="2")
+    send_parts(wired, "set_many", [good[1]], peer=b"3", client="3")
+    wired.replies += wired.engine.finish_turn()
+    first, *_, last = good[1]
+    while wired.tasks:
+        wired.tasks.run(0)  # one step
+        found = [wired.engine._store.get(key) is None for key in (first, last)]
+        assert found[0] == found[1]
+    assert content(wired) == good[0] | good[1]
+
+
+def test_a_batch_that_its_client_gave_up_hides_no_later_answer(wire):
+    wired = wire()
+    send_parts(wired, "set_many", [ITEMS], budget_ms=60_000)
+    wired.replies += wired.engine.finish_turn()
+    while not wired.engine._journal.size:
+        wired.tasks.run(0)  # until its parts are on their way
+    number = wired.receive("set", {"key": "k", "value": 1}, peer=b"new", budget_ms=60_000)
+    wired.turn()
+    client, again = wired.client, wire()  # after a kill
+    again.send("pop", {"key": "k"}, client="another")
+    repeat = {"client": client, "id": number, "sent_ms_ago": 10, "budget_ms": 60_000}
+    (reply,) = again.send("set", {"key": "k", "value": 1}, **repeat)
+    assert reply["result"] == {}
+    assert again.ask("get", key="k") == {}  # not set once more
+
+
 # With a daemon
 
 COUNT = 200_000
