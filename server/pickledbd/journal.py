@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pickledbd import records
 from pickledbd.disk import DiskError, close, create, step, sync, sync_path, write_all
+from pickledbd.records import Answer
 from pickledbd.retries import Retries
 
 
@@ -185,10 +186,13 @@ class Journal:
         """The newest journal's number; 0 if there is none."""
         return self._files[-1].number if self._files else 0
 
-    def switch(self, base: str | None, retries: Retries) -> None:
+    def switch(
+        self, base: str | None, retries: Retries, answers: Iterable[Answer] | None = None
+    ) -> None:
         """Append to the prepared file from now on. DiskError; then the old one goes on.
 
-        `base`: the digest of the data file, if that holds all that there is.
+        `base`: the digest of the data file, if that holds all that there is. `answers`: those of
+        the writes that it holds, if they are not all that there are.
         """
         new = self._next
         assert new is not None  # noqa: S101 - prepared
@@ -196,7 +200,7 @@ class Journal:
             new.number,
             base=base,
             previous=(self.number, self.end) if self._files else None,
-            answers=retries.awaited(),
+            answers=retries.awaited() if answers is None else answers,
             forgotten=retries.forgotten,
         )
         with step(new.writing):

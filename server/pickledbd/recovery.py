@@ -109,7 +109,7 @@ def recover(
     if choice:
         found.known = []
     found.superfluous = [s.path for s in scans if s.number not in {n for n, _, _ in found.known}]
-    _replay(chain, found, progress)
+    _replay(chain, file.digest, found, progress)
     found.steps["replaying the journal"] = time.monotonic() - scanned
     return found
 
@@ -278,11 +278,12 @@ def _head_length(each: Scan) -> int:
 
 def _replay(
     chain: list[tuple[Scan, int, int]],
+    digest: str,
     found: Recovered,
     progress: Progress,
 ) -> None:
     batches: dict[int, list[dict[str, Any]]] = {}
-    for each, start, end in chain:
+    for number, (each, start, end) in enumerate(chain):
         place = 0
         told = 0
         with each.path.open("rb") as file:
@@ -293,7 +294,10 @@ def _replay(
                 if record is None:
                     break
                 if place == 0:
-                    found.retries.restore(_answers(record), record["forgotten"])
+                    # Of a data file that was never put in place: what it holds, but no journal
+                    # before it (--durability save), is lost, and so are these answers
+                    lost = number > 0 and record["base"] not in (None, digest)
+                    found.retries.restore(() if lost else _answers(record), record["forgotten"])
                 elif place >= start:
                     _apply(record, found, batches)
                 answer = records.answer_of(record)

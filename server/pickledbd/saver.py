@@ -21,6 +21,7 @@ from pathlib import Path
 from pickledbd.disk import DiskError, sync_path
 from pickledbd.journal import Journal
 from pickledbd.ownership import AlreadyOwnedError, Ownership
+from pickledbd.records import Answer
 from pickledbd.retries import Retries
 from pickledbd.snapshot import DataFile, Unreadable, Writing, texts
 from pickledbd.status import Status
@@ -247,6 +248,7 @@ class Saver:
             # Between these two lines nothing can be appended: they are one moment.
             end, view = journal.end, self._store.view()
             self._viewed = self._store.changes
+            answers = None if journal.appends else self._retries.awaited()
             self._gate.leave()
             try:
                 self._file_bytes = yield from self._write(writing, texts(view))
@@ -258,7 +260,7 @@ class Saver:
             if journal.appends and not journal.failed:
                 yield from self._publish(writing, digest, end)
             else:
-                yield from self._publish_anew(writing, digest)
+                yield from self._publish_anew(writing, digest, answers)
             self._saved_changes = self._viewed
         except Exception:
             yield from result(self._snapshots.do(writing.give_up))
@@ -319,8 +321,14 @@ class Saver:
         else:
             yield from result(self._snapshots.do(journal.drop, lambda n: n < number + clean))
 
-    def _publish_anew(self, writing: Writing, digest: str) -> Task[None]:
-        """Begin a journal with this snapshot: the one there was has failed, or is not kept."""
+    def _publish_anew(
+        self, writing: Writing, digest: str, answers: list[Answer] | None
+    ) -> Task[None]:
+        """Begin a journal with this snapshot: the one there was has failed, or is not kept.
+
+        `answers`: of the writes that the snapshot holds, if there may be later ones, which a kill
+        loses: their repeats are then to be carried out.
+        """
         journal = self._journal
         if journal.failed and self._store.changes != self._viewed:
             raise SaveFailed(
@@ -328,7 +336,7 @@ class Saver:
             )
         try:
             yield from result(self._snapshots.do(journal.prepare))
-            journal.switch(digest, self._retries)
+            journal.switch(digest, self._retries, answers)
         except DiskError:
             journal.give_up()
             raise

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pickledbd import retries
+from pickledbd.journal import Journal
 from pickledbd.records import Answer
 from pickledbd.retries import Retries, now_ms
+from pickledbd.snapshot import Writing
 from pickledbd_protocol import COMMANDS, ProtocolError, Request, Unavailable
 
 
@@ -205,3 +207,28 @@ def test_what_changed_nothing_is_just_done_again(wired):
     wired.send("set", {"key": "a", "value": 1}, client="another")
     (again,) = wired.send("pop", {"key": "a"}, id=50, sent_ms_ago=5)
     assert again["result"] == {"value": 1}
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_save_keeps_no_answer_to_a_write_that_it_does_not_hold(wire, monkeypatch, published):
+    wired = wire("--durability", "save")
+    client = wired.client
+    wired.ask("set", key="a", value=1)
+    wired.ask("save")  # so that there is a journal before
+    wired.ask("set", key="a", value=2)
+    late = {"key": "late", "value": 1}
+    if not published:  # killed just before it
+        monkeypatch.setattr(Writing, "publish", lambda _self: None)
+        monkeypatch.setattr(Journal, "drop", lambda _self, _unneeded: None)
+    wired.receive("save")
+    wired.replies += wired.engine.finish_turn()
+    while wired.engine._saver._viewed is None:
+        wired.tasks.run(0)  # until what it holds is settled
+    number = wired.receive("set", late, budget_ms=60_000)
+    wired.turn()
+    again = wire("--durability", "save")  # killed
+    assert again.ask("get", key="late") == {}
+    repeat = {"client": client, "id": number, "sent_ms_ago": 10, "budget_ms": 60_000}
+    (reply,) = again.send("set", late, **repeat)
+    assert reply["result"] == {}
+    assert again.ask("get", key="late") == {"value": 1}
