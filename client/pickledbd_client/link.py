@@ -185,7 +185,7 @@ class Link:
 
     def _timed_out(self, call: Call[Any]) -> PickleDBError:
         message = f"the daemon of {self.target} did not answer a {call.op} within {self._timeout} s"
-        if COMMANDS[call.op].writes:
+        if COMMANDS[call.op].writes or call.op == "save":
             return RequestTimeout(
                 f"{message}; it may or may not have been applied, or may be yet",
                 outcome_known=False,

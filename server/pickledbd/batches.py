@@ -20,6 +20,9 @@ LARGE = 1000
 EXPIRE_MS = 60_000
 """How long after its last part an unfinished batch is kept at least."""
 
+EXPIRE_MS_MAX = 10 * 60_000
+"""How long it is kept at most, however long its client would wait."""
+
 LATE_MAX = 10_000
 """Batches that were dropped, and of which parts may come yet."""
 
@@ -103,7 +106,8 @@ class Batches:
             )
         if not request.more:
             return batch
-        self._keep(peer, request.id, batch, max(request.budget_ms or 0, EXPIRE_MS))
+        wait_ms = min(max(request.budget_ms or 0, EXPIRE_MS), EXPIRE_MS_MAX)
+        self._keep(peer, request.id, batch, wait_ms)
         return None
 
     def refuse(self, peer: bytes, request_id: int, error: PickleDBError) -> None:

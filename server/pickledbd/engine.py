@@ -271,14 +271,18 @@ class Engine:
         if self._tasks:  # one of them may fail, which is to be looked after
             self._tick_at = min(self._tick_at, now + TICK_SECONDS)
         if not self._waiting:
-            self._tell_alive = now + ALIVE_SECONDS
             self._gone.clear()
+            self._tell_alive = now + ALIVE_SECONDS
             return self._tick_at
+        self.tell_alive(now)
+        return min(self._tick_at, self._tell_alive)
+
+    def tell_alive(self, now: float) -> None:
+        """Tell those who wait for something long, now and then, that it is being done."""
         if now >= self._tell_alive:
             self._tell_alive = now + ALIVE_SECONDS
             for peer, request_id in self._waiting:
                 self._replies.append((peer, encode_reply(request_id, b"{}", more=True)))
-        return min(self._tick_at, self._tell_alive)
 
     def _admit_held(self) -> None:
         """Take up what was held, if it need not be any more, some of it at a time."""

@@ -210,9 +210,13 @@ class Loop:
 
     def finish(self) -> SaveFailed | None:
         """End what was begun, save what is unsaved, and send the last replies; why that failed."""
-        failure = self._engine.finish(
-            lambda: notify(STATUS="saving", EXTEND_TIMEOUT_USEC=EXTEND_USEC)
-        )
+
+        def progress() -> None:
+            notify(STATUS="saving", EXTEND_TIMEOUT_USEC=EXTEND_USEC)
+            self._engine.tell_alive(time.monotonic())
+            self._deliver(self._engine.take_replies())
+
+        failure = self._engine.finish(progress)
         self._deliver(self._engine.take_replies())
         return failure
 

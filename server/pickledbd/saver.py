@@ -348,10 +348,10 @@ class Saver:
             if not writing.published:  # else only this journal tells what the data file holds
                 journal.drop(lambda n: n == number)
             raise
-        if journal.failed:
+        yield from result(self._snapshots.do(journal.drop, lambda n: n < number))
+        if journal.failed:  # until here a sync may still have met the file that failed
             log.info("writes are accepted again")
             journal.failed = None
-        yield from result(self._snapshots.do(journal.drop, lambda n: n < number))
 
     def refresh(self) -> bool:
         """Have the store hold what another program wrote to the data file; whether it does.
