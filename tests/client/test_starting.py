@@ -245,7 +245,7 @@ def test_a_daemon_that_ends_at_once_when_idle_still_serves_who_started_it(
             db.set("n", number + 1)
 
 
-# What was just made, and is in nobody's hands yet, nobody can close; it goes with its last reference
+# What was just made, and is in nobody's hands yet, nobody can close
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_ctrl_c_in_the_midst_of_a_start_leaves_the_path_free(location):
     def interrupt(_number, _frame):
