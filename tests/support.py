@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import ClassVar
 
+from pickledbd.snapshot import texts
 from pickledbd_client import PickleDB
 
 PATIENCE = 60.0
@@ -120,6 +121,20 @@ def raw_dump():
     from pickledbd_client.calls import Call  # noqa: PLC0415 - only this needs it
 
     return Call("dump", b"{}", lambda reply: reply.result["items"])
+
+
+def save_content(file, content):
+    """Replace a DataFile by chunks of keys and values, in the steps in which the saver does it."""
+    writing = file.write()
+    try:
+        writing.create()
+        for text in texts(content):
+            writing.write(text)
+        writing.sync()
+        writing.publish()
+    except BaseException:
+        writing.give_up()
+        raise
 
 
 def written(path):

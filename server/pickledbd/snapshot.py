@@ -130,19 +130,6 @@ class DataFile:
         """Begin a snapshot that is to replace the file."""
         return Writing(self)
 
-    def save(self, content: Iterable[Entries]) -> None:
-        """Replace the file by `content`, on disk when this returns. DiskError names the step."""
-        writing = self.write()
-        try:
-            writing.create()
-            for text in texts(content):
-                writing.write(text)
-            writing.sync()
-            writing.publish()
-        except BaseException:
-            writing.give_up()
-            raise
-
     def sweep(self) -> None:
         """Remove what saves that were killed have left. Only for the owner of the file."""
         leftover = re.compile(re.escape(self.path.name) + r"\.tmp-[0-9a-f]{8}")

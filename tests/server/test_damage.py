@@ -13,6 +13,7 @@ from pickledbd.journal import journal_path
 from pickledbd.records import Answer
 from pickledbd.recovery import recover
 from pickledbd.snapshot import DataFile, Unreadable
+from support import save_content
 
 SAVED = {f"saved{n}": b'"%b"' % (b"s" * 40) for n in range(20)}
 
@@ -21,7 +22,7 @@ def laid_out(directory):
     """A data file and two journals behind it; the contents that a prefix of them may have."""
     path = directory / "my.db"
     file = DataFile(path)
-    file.save([(SAVED.keys(), SAVED.values())])
+    save_content(file, [(SAVED.keys(), SAVED.values())])
     file.load()
     content = dict(SAVED)
     truths = [tuple(content.items())]

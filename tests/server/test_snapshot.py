@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pickledbd import snapshot
 from pickledbd.disk import DiskError
 from pickledbd.snapshot import DataFile, Unreadable
-from support import written
+from support import save_content, written
 
 contents = st.dictionaries(
     st.text(st.characters(exclude_categories=["Cs"])),
@@ -31,7 +31,8 @@ def save(file, content, chunk=3):
     """Save keys and their values' texts, so many at a time."""
     items = list(content.items())
     parts = [items[start : start + chunk] for start in range(0, len(items), chunk)]
-    file.save(([key for key, _ in part], [text for _, text in part]) for part in parts)
+    chunks = (([key for key, _ in part], [text for _, text in part]) for part in parts)
+    save_content(file, chunks)
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_a_value_as_deep_as_pickledb_can_save_is_loaded(path):
     text = b'{"deep":' + b"[" * 253 + b"]" * 253 + b"}"
     path.write_bytes(text)
     content = load(path)
-    DataFile(path).save(DataFile(path).load().view())
+    save_content(DataFile(path), DataFile(path).load().view())
     assert load(path) == content
 
 
