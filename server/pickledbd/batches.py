@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -33,12 +34,16 @@ class Batch:
     def __init__(self) -> None:
         self.number = time.time_ns()
         """Tells its records in the journal from those of others, also of daemons before."""
-        self.table = Table()
         self.is_large = False
         self.expires = 0.0
         self.bytes = 0
         self._single: dict[str, Any] = {}
         self._error: PickleDBError | None = None
+
+    @cached_property
+    def table(self) -> Table:
+        """Its items as they are to be stored; made when needed, which is not for a small one."""
+        return Table()
 
     def add(self, request: Request) -> None:
         """Have the items of a further message."""

@@ -317,16 +317,7 @@ class Engine:
         while self._held:
             self._admit_held()
             self._tasks.finish(progress)
-        failure: SaveFailed | None = None
-
-        def saved(error: SaveFailed | None) -> None:
-            nonlocal failure
-            failure = error
-
-        if self._saver.unsaved:
-            self._saver.save(saved)
-            self._tasks.finish(progress)
-        return failure
+        return self._saver.save_now(progress) if self._saver.unsaved else None
 
     def end(self) -> None:
         """Tidy up after a `finish` that succeeded."""
@@ -352,8 +343,7 @@ class Engine:
             self._gone.add(peer)
 
     def _free(self) -> Task[None]:
-        for _ in self._store.free():
-            yield None
+        yield from self._store.free()
         self._freeing = False
 
     def _read(self, peer: Peer, request: Request, view: View) -> Task[None]:
@@ -363,8 +353,7 @@ class Engine:
             part = b""
             for following in parts:
                 if peer in self._gone:
-                    for _ in view.free():
-                        yield None
+                    yield from view.free()
                     return
                 if following:
                     if part:

@@ -29,8 +29,6 @@ from pickledbd.retries import Retries
 class _File:
     number: int
     name: str
-    writing: str
-    """The name of that step."""
     descriptor: int
     size: int
     start: int = 0
@@ -86,7 +84,7 @@ class Journal:
         for number, start, end in known:
             path = journal_path(data, number)
             file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-            self._files.append(_File(number, path.name, f"writing {path.name}", file, end, start))
+            self._files.append(_File(number, path.name, file, end, start))
             if path.stat().st_size > end:
                 os.ftruncate(file, end)
                 sync(file)  # what was cut must not come back behind what is appended now
@@ -118,7 +116,7 @@ class Journal:
             lines = [records.synced(file.synced), *lines]
         text = b"".join(lines)
         try:
-            with step(file.writing):
+            with step(f"writing {file.name}"):
                 write_all(file.descriptor, text)
             if sync_now:
                 if any(older.synced < older.size for older in self._files[:-1]):
@@ -177,7 +175,7 @@ class Journal:
         path = journal_path(self._data, number)
         with step(f"creating {path.name}"):
             file = create(path, self._data)
-        self._next = _File(number, path.name, f"writing {path.name}", file, 0)
+        self._next = _File(number, path.name, file, 0)
         with step("fsync of the directory"):
             sync_path(self._data.parent)
 
@@ -203,7 +201,7 @@ class Journal:
             answers=retries.awaited() if answers is None else answers,
             forgotten=retries.forgotten,
         )
-        with step(new.writing):
+        with step(f"writing {new.name}"):
             write_all(new.descriptor, head)
         new.size = new.start = len(head)
         self._told_synced = 0

@@ -21,10 +21,13 @@ import orjson
 FORMAT = 1
 """The version of the journal's format, told in the head of each."""
 
-_HEADER = b"%08x %08x "
+_LENGTH = b"%08x"
+_RECORD = b"%b %08x %b\n"
 HEADER_BYTES = 18
 LENGTH_MAX = 2**32 - 1
-assert len(_HEADER % (0, 0)) == len(_HEADER % (LENGTH_MAX, LENGTH_MAX)) == HEADER_BYTES  # noqa: S101 - the format's own
+assert all(  # noqa: S101 - the format's own
+    len(_RECORD % (_LENGTH % number, number, b"")) == HEADER_BYTES + 1 for number in (0, LENGTH_MAX)
+)
 
 _HEADER_PATTERN = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{8}) ")
 
@@ -44,8 +47,8 @@ class Answer:
 
 def encode(text: bytes) -> bytes:
     """One record of the JSON text of an object."""
-    length = b"%08x" % len(text)
-    return b"%b %08x %b\n" % (length, zlib.crc32(text, zlib.crc32(length)), text)
+    length = _LENGTH % len(text)
+    return _RECORD % (length, zlib.crc32(text, zlib.crc32(length)), text)
 
 
 def decode(line: bytes) -> dict[str, Any] | None:

@@ -49,6 +49,7 @@ class Scan:
     good: int = 0
     """Where the records that can be read one after the other end."""
     head: dict[str, Any] | None = None
+    head_length: int = 0
     bases: list[tuple[str, int]] = field(default_factory=list)
     """Digests of data files, each with the place up to which the file holds what stands here."""
     effects: int = 0
@@ -125,7 +126,7 @@ def scan(number: int, path: Path, progress: Progress = _no_progress) -> Scan:
                 found.damaged = _is_damage(found.good, line, file)
                 break
             if found.good == 0:
-                found.head = record
+                found.head, found.head_length = record, len(line)
                 if record["base"] is not None:
                     found.bases.append((record["base"], len(line)))
             elif "base" in record:
@@ -207,7 +208,7 @@ def _chain(
             )
         if each.head is not None:
             chain.append((each, start, end))
-            found.known.append((each.number, max(start, _head_length(each)), end))
+            found.known.append((each.number, max(start, each.head_length), end))
         start = 0
         if not whole:
             lost = each.length - each.good + sum(s.length for s in later)
@@ -269,11 +270,6 @@ def _end(each: Scan, later: list[Scan]) -> tuple[int, bool]:
     if number != each.number:
         return each.good, False
     return min(each.good, length), each.good >= length
-
-
-def _head_length(each: Scan) -> int:
-    with each.path.open("rb") as file:
-        return len(file.readline())
 
 
 def _replay(

@@ -164,11 +164,9 @@ class Saver:
                 path.rename(aside)
         if choice == "replay" and superfluous:
             journal.failed = "it is replayed and not begun anew yet"
-            failures: list[SaveFailed | None] = []
-            self.save(failures.append)
-            self._tasks.finish()
-            if failures[0] is not None:
-                raise failures[0]
+            failure = self.save_now()
+            if failure is not None:
+                raise failure
         else:
             try:
                 if journal.appends and not journal.number:
@@ -186,7 +184,14 @@ class Saver:
                 path.unlink()
             sync_path(directory)
 
-    def save(self, saved: Saved = lambda _error: None) -> None:
+    def save_now(self, progress: Callable[[], None] = lambda: None) -> SaveFailed | None:
+        """Save, and do all other tasks, while nobody is served; why it failed."""
+        failures: list[SaveFailed | None] = []
+        self.save(failures.append)
+        self._tasks.finish(progress)
+        return failures[0]
+
+    def save(self, saved: Saved) -> None:
         """Have what the store holds now in the data file, and then call `saved`."""
         if self._saving and self._viewed in (None, self._store.changes):
             self._waiting.append(saved)
@@ -253,8 +258,7 @@ class Saver:
             try:
                 self._file_bytes = yield from self._write(writing, texts(view))
             except DiskError:
-                for _ in view.free():
-                    yield None
+                yield from view.free()
                 raise
             digest = yield from result(self._snapshots.do(writing.sync))
             if journal.appends and not journal.failed:
