@@ -53,8 +53,9 @@ REPLIES_QUEUED = 10_000
 UPKEEP_SECONDS = 5.0
 """How often the daemon looks whether its socket and lock file are still there."""
 
-FIRST_CLIENT_SECONDS = 2.0
-"""How long it waits at least for its first client, whatever its idle exit."""
+ARRIVAL_SECONDS = 2.0
+"""How long after its start, and after any connection was made, it stays at least: whoever started
+it is given the time to come, and so is a client, which connects to look before it does to talk."""
 
 SAVE_AGAIN_SECONDS = 5.0
 """How much later than else it tries again to exit, where it could not save."""
@@ -123,6 +124,7 @@ class Loop:
         self._quiet_at = 0.0  # when nobody is asking any more
         self._next_slice = 0.0  # when tasks may run although somebody is
         self._connections: set[int] = set()
+        self._stays_until = 0.0  # whatever its idle exit
         self._replies_lost = 0
         self._tell_lost_at = 0.0
         self._context = zmq.Context()
@@ -165,8 +167,7 @@ class Loop:
     def run(self) -> str:
         """Serve; return why it ended. The store may then hold unsaved changes."""
         now = quiet_since = next_upkeep = time.monotonic()
-        if self._idle_exit is not None:  # whoever started it is given the time to come
-            quiet_since += max(0.0, FIRST_CLIENT_SECONDS - self._idle_exit)
+        self._stays_until = now + ARRIVAL_SECONDS
         while not self._signals.received:
             if now >= next_upkeep:
                 self._upkeep()
@@ -175,12 +176,14 @@ class Loop:
             # Those of tasks, and of what was held: none is to wait for the next message
             self._deliver(self._engine.take_replies())
             if self._idle_exit is not None and not self._connections and not self._tasks:
-                if now - quiet_since >= self._idle_exit:
+                ends = max(quiet_since + self._idle_exit, self._stays_until)
+                if now >= ends:
                     if self._engine.finish() is None:
                         return f"no client for {self._idle_exit:g} s"
                     # A full disk may have room by the next time
                     quiet_since = time.monotonic() + SAVE_AGAIN_SECONDS
-                wake = min(wake, quiet_since + self._idle_exit)
+                    ends = quiet_since + self._idle_exit
+                wake = min(wake, ends)
             if self._tasks and self._tasks.ready:
                 wake = self._next_slice if now < self._quiet_at else now
             # rounded up, so that a deadline has passed when the poll for it ends
@@ -261,6 +264,7 @@ class Loop:
                     # what is in the file now. A daemon that is to stay is asked to by its owner.
                     self._engine.refresh()
                 self._connections.add(event["value"])
+                self._stays_until = time.monotonic() + ARRIVAL_SECONDS
             else:
                 self._connections.discard(event["value"])
             self._status.clients = len(self._connections)

@@ -493,6 +493,19 @@ def test_it_ends_saved_when_no_client_has_been_connected_for_a_while(location):
     assert json.loads(location.read_bytes()) == {"a": 1}
 
 
+def test_it_waits_for_a_client_that_has_only_looked_whether_it_is_there(location):
+    daemon = Daemon(location, "--idle-exit", 0)
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(daemon.endpoint.removeprefix("ipc://"))
+        with pytest.raises(subprocess.TimeoutExpired):
+            daemon.process.wait(0.2)  # for it to see that somebody is there
+    with pytest.raises(subprocess.TimeoutExpired):
+        daemon.process.wait(0.3)
+    with contextlib.closing(daemon.client()) as db:
+        assert db.ping()
+    assert daemon.end()[0] == 0
+
+
 def test_a_client_that_was_killed_does_not_keep_it_alive(location):
     daemon = Daemon(location, "--idle-exit", "0.3")
     script = (
