@@ -87,7 +87,7 @@ class Engine:
         self._turn: list[tuple[Peer, Request]] = []
         self._turn_replies: list[tuple[Peer, bytes]] = []
         self._replies: list[tuple[Peer, bytes]] = []
-        self._lines: list[bytes] = []
+        self._records: list[bytes] = []
         self._answered: list[tuple[str, Answer | None]] = []  # with the answer before
         self._reads: list[tuple[Peer, Request]] = []
         self._saves: list[tuple[Peer, Request]] = []
@@ -183,8 +183,7 @@ class Engine:
             answer = _answer_to(request, result)
             if changed and self._journal.appends:
                 sets, removed, clear = store.effect(start)
-                line = records.effects(sets, removed, clear=clear, answer=answer)
-                self._lines.append(line)
+                self._records.append(records.effects(sets, removed, clear=clear, answer=answer))
             self._answered.append((request.client, self._retries.remember(answer)))
         return encode_reply(request.id, result)
 
@@ -202,12 +201,12 @@ class Engine:
 
     def finish_turn(self) -> list[tuple[Peer, bytes]]:
         """Make durable what the turn changed; the replies."""
-        if self._lines:
+        if self._records:
             try:
-                self._journal.write(self._lines)
+                self._journal.write(self._records)
             except DiskError as error:
                 self._undo_turn(error)
-            self._lines.clear()
+            self._records.clear()
             soon = 0.0 if self._saver.refusing else time.monotonic() + TICK_SECONDS
             self._tick_at = min(self._tick_at, soon)
         if self._store.logged():
@@ -420,16 +419,16 @@ class Engine:
         try:
             if self._journal.appends and not self._saver.refusing:
                 for items in batch.parts():
-                    line = records.effects(items, batch=batch.number)
-                    self._journal.write([line], sync_now=False)
+                    part = records.effects(items, batch=batch.number)
+                    self._journal.write([part], sync_now=False)
                     yield None
                     if self._saver.failures > failures:
                         break
                 if self._journal.durable == "fsync":
                     yield from self._saver.sync()  # what is left for the loop is one record
-                line = records.effects({}, clear=clear, answer=answer, commit=batch.number)
+                last = records.effects({}, clear=clear, answer=answer, commit=batch.number)
                 if self._saver.failures == failures:
-                    self._journal.write([line])
+                    self._journal.write([last])
         except DiskError as error:
             self._saver.failed(error)
             in_doubt = error.leaves_traces

@@ -104,20 +104,20 @@ class Journal:
         """Whether something that was appended is not known to be on the disk."""
         return any(file.synced < file.size for file in self._files)
 
-    def write(self, lines: Iterable[bytes], *, sync_now: bool = True) -> None:
-        """Append records, and in mode fsync have them on the disk. DiskError; then none counts.
+    def write(self, texts: Iterable[bytes], *, sync_now: bool = True) -> None:
+        """Append records of these texts; in mode fsync have them on the disk.
 
-        `sync_now`: False if a later write is to take these to the disk.
+        DiskError; then none counts. `sync_now`: False if a later write takes these to disk.
         """
         sync_now = sync_now and self.durable == "fsync"
         file = self._files[-1]
         if file.synced > self._told_synced:
             self._told_synced = file.synced
-            lines = [records.synced(file.synced), *lines]
-        text = b"".join(lines)
+            texts = [records.synced(file.synced), *texts]
+        lines = records.encode(texts, file.number, file.size)
         try:
             with step(f"writing {file.name}"):
-                write_all(file.descriptor, text)
+                write_all(file.descriptor, lines)
             if sync_now:
                 if any(older.synced < older.size for older in self._files[:-1]):
                     self.sync()  # the batch that is committed now may have begun there
@@ -131,7 +131,7 @@ class Journal:
             except OSError:
                 error.leaves_traces = True  # until a later journal's head tells this one's length
             raise
-        file.size += len(text)
+        file.size += len(lines)
         if sync_now:
             file.synced = file.size
 
@@ -194,13 +194,14 @@ class Journal:
         """
         new = self._next
         assert new is not None  # noqa: S101 - prepared
-        head = records.head(
+        text = records.head(
             new.number,
             base=base,
             previous=(self.number, self.end) if self._files else None,
             answers=retries.awaited() if answers is None else answers,
             forgotten=retries.forgotten,
         )
+        head = records.encode([text], new.number, 0)
         with step(f"writing {new.name}"):
             write_all(new.descriptor, head)
         new.size = new.start = len(head)

@@ -2,10 +2,13 @@ r"""The journal's records as bytes. SPEC.md, The journal, is its prose. No I/O.
 
 A record is one line: the length of its text and a CRC-32, each as eight hexadecimal digits and a
 space, then the text, one JSON object in UTF-8 without raw newlines, then a newline. So no byte of
-a journal is ever NUL, and what the disk never wrote (blocks of NULs) can be told from damage.
+a journal is ever NUL, and what the disk never wrote (blocks of NULs) can be told from damage. The
+checksum covers which journal it is and the place in it: a record is none anywhere else.
 
-The invariant that is fuzzed: whatever the line, `decode` returns the object that was encoded, or
-None.
+The functions that are named after a record return its text; `encode` makes lines of texts.
+
+The invariant that is fuzzed: whatever the line, `decode` returns the object that was encoded for
+just that place, or None.
 """
 
 from __future__ import annotations
@@ -45,26 +48,46 @@ class Answer:
     result: bytes
 
 
-def encode(text: bytes) -> bytes:
-    """One record of the JSON text of an object."""
-    length = _LENGTH % len(text)
-    return _RECORD % (length, zlib.crc32(text, zlib.crc32(length)), text)
+def encode(texts: Iterable[bytes], number: int, place: int) -> bytes:
+    """Records with these texts, as they stand in the journal `number` from the byte `place` on."""
+    lines = []
+    for text in texts:
+        length = _LENGTH % len(text)
+        line = _RECORD % (length, _checksum(length, text, number, place), text)
+        lines.append(line)
+        place += len(line)
+    return b"".join(lines)
 
 
-def decode(line: bytes) -> dict[str, Any] | None:
+def decode(line: bytes, number: int, place: int) -> dict[str, Any] | None:
     """The object in one line (with its newline), or None if it is not just what was encoded."""
     header = _HEADER_PATTERN.match(line)
-    if header is None or not line.endswith(b"\n"):
+    if header is None or int(header[2], 16) != _checksum(
+        header[1], line[HEADER_BYTES:-1], number, place
+    ):
         return None
+    return form(line)
+
+
+def form(line: bytes) -> dict[str, Any] | None:
+    """The object in a line that has the form of a record, whatever its checksum.
+
+    Where the two differ, something has changed since it was written: what the disk did not write
+    is NUL, or missing, and so has not the form.
+    """
+    header = _HEADER_PATTERN.match(line)
     text = line[HEADER_BYTES:-1]
-    checksum = zlib.crc32(text, zlib.crc32(header[1]))
-    if int(header[1], 16) != len(text) or int(header[2], 16) != checksum:
+    if header is None or not line.endswith(b"\n") or int(header[1], 16) != len(text):
         return None
     try:
         found = orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def _checksum(length: bytes, text: bytes, number: int, place: int) -> int:
+    return zlib.crc32(text, zlib.crc32(b"%x %x %b " % (number, place, length)))
 
 
 def head(
@@ -91,17 +114,17 @@ def head(
         "forgotten": forgotten,
         "answers": [orjson.Fragment(b"{%b}" % _answer(answer)) for answer in answers],
     }
-    return encode(orjson.dumps(about))
+    return orjson.dumps(about)
 
 
 def based_on(digest: str, end: int) -> bytes:
     """The record that the data file of this digest holds what stands before `end` here."""
-    return encode(b'{"base":"%b","end":%d}' % (digest.encode(), end))
+    return b'{"base":"%b","end":%d}' % (digest.encode(), end)
 
 
 def synced(offset: int) -> bytes:
     """The record that what stands before `offset`, and all journals before, is on disk."""
-    return encode(b'{"synced":%d}' % offset)
+    return b'{"synced":%d}' % offset
 
 
 def effects(
@@ -120,7 +143,7 @@ def effects(
     if answer is not None and len(sets) == 1 and not (removed or clear or commit or batch):
         # Most writes are such, and every one waits for this
         ((key, value),) = sets.items()
-        return encode(b'{%b,"set":{%b:%b}}' % (_answer(answer), orjson.dumps(key), value))
+        return b'{%b,"set":{%b:%b}}' % (_answer(answer), orjson.dumps(key), value)
     members = [] if answer is None else [_answer(answer)]
     if clear:
         members.append(b'"clear":true')
@@ -132,7 +155,7 @@ def effects(
         members.append(b'"remove":%b' % orjson.dumps(list(removed)))
     if sets:
         members.append(b'"set":{%b}' % entries(sets.keys(), sets.values()))
-    return encode(b"{%b}" % b",".join(members))
+    return b"{%b}" % b",".join(members)
 
 
 def entries(keys: Iterable[str], values: Iterable[bytes], separator: bytes = b",") -> bytes:

@@ -121,9 +121,9 @@ def scan(number: int, path: Path, progress: Progress = _no_progress) -> Scan:
     told = 0
     with path.open("rb") as file:
         for line in file:
-            record = records.decode(line)
+            record = records.decode(line, number, found.good)
             if record is None or ("journal" in record) != (found.good == 0):  # one head, the first
-                found.damaged = _is_damage(found.good, line, file)
+                found.damaged = _is_damage(number, found.good, line, file)
                 break
             if found.good == 0:
                 found.head, found.head_length = record, len(line)
@@ -142,25 +142,28 @@ def scan(number: int, path: Path, progress: Progress = _no_progress) -> Scan:
     return found
 
 
-def _is_damage(place: int, line: bytes, rest: Iterator[bytes]) -> bool:
+def _is_damage(number: int, place: int, line: bytes, rest: Iterator[bytes]) -> bool:
     """Whether a record that cannot be read was once on the disk.
 
-    It was if a later one tells so. Else, if later ones can be read, the disk may have written
-    those first; but then what it did not write is NULs, as no byte of a journal is.
+    It was if it still has its form, or a later one tells so. Else, if later ones have theirs, the
+    disk may have written those first; but then what it did not write is NULs, as no byte of a
+    journal is.
     """
+    if records.form(line) is not None:
+        return True
     hole = _has_hole(place, line)
     offset = place + len(line)
-    readable = False
+    has_form = False  # behind bytes that were lost or added, none is in its place
     for later in rest:
-        record = records.decode(later)
-        if record is None:
-            hole = hole or (not readable and _has_hole(offset, later))
+        if records.form(later) is None:
+            hole = hole or (not has_form and _has_hole(offset, later))
         else:
-            readable = True
-            if record.get("synced", 0) > place:
+            has_form = True
+            record = records.decode(later, number, offset)
+            if record is not None and record.get("synced", 0) > place:
                 return True
         offset += len(later)
-    return readable and not hole
+    return has_form and not hole
 
 
 def _without_abandoned(scans: list[Scan]) -> list[Scan]:
@@ -240,7 +243,11 @@ def _base(
     ]
     if bases:
         return bases[-1]
-    unsure = [each for each in scans if each.effects or each.damaged]
+    unsure = [
+        each
+        for each in scans
+        if each.effects or each.damaged or (each.head is not None and each.head["base"] is None)
+    ]
     if not unsure:
         # Nothing to lose: someone edited the file after a clean stop
         if scans:
@@ -253,9 +260,9 @@ def _base(
         return 0, 0
     raise Unreadable(
         f"{file.path} is not the file that its journal follows: it was replaced, edited or "
-        f"damaged, and {', '.join(each.path.name for each in unsure)} holds "
-        f"{sum(each.effects for each in unsure)} writes that were acknowledged. Put the right "
-        "file back, or start once with --replay-journal (apply them to this file) or "
+        f"damaged, and {', '.join(each.path.name for each in unsure)} tells of writes that were "
+        f"acknowledged ({sum(each.effects for each in unsure)} can be read). Put the right file "
+        "back, or start once with --replay-journal (apply them to this file) or "
         "--discard-journal (do without them); nothing was touched"
     )
 
@@ -286,7 +293,7 @@ def _replay(
             for line in file:
                 if place >= end:
                     break
-                record = records.decode(line)
+                record = records.decode(line, each.number, place)
                 if record is None:
                     break
                 if place == 0:

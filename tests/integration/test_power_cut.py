@@ -234,7 +234,7 @@ def _journaled(trace):
     for file in trace.files:
         for index, change in enumerate(file.changes):
             for line in (change.data or b"").splitlines(keepends=True):
-                record = records.decode(line)
+                record = records.form(line)
                 if record is not None and "client" in record:
                     yield change.began, record["id"], file, index
 

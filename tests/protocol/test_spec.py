@@ -63,7 +63,8 @@ def test_the_journal_s_format_is_the_code_s():
     assert spec["FORMAT"] == records.FORMAT
     assert spec["HEADER_BYTES"] == records.HEADER_BYTES
     for text in (b"{}", b'{"set":{"k":"\xc3\xa4"}}', b'{"clear":true}' + b" " * 70_000):
-        assert records.encode(text) == spec["record"](text)
+        for place in (0, 1, 2**40):
+            assert records.encode([text], 12, place) == spec["record"](text, 12, place)
 
 
 def test_every_error_code_is_specified():

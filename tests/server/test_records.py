@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pickledbd import records
-from pickledbd.records import Answer, answer_of, decode
+from pickledbd.records import Answer, answer_of, decode, encode, form
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 values = st.recursive(
@@ -31,7 +31,7 @@ answers = st.builds(
     numbers,
     contents,
 )
-lines = st.one_of(
+records_texts = st.one_of(
     st.builds(
         lambda sets, removed, clear, answer, commit, batch: records.effects(
             {key: orjson.dumps(value) for key, value in sets.items()},
@@ -61,26 +61,46 @@ lines = st.one_of(
         numbers,
     ),
 )
+places = st.tuples(numbers, numbers)  # of a journal, and in it
 
 
-@given(contents)
-def test_what_was_encoded_is_decoded(content):
-    line = records.encode(orjson.dumps(content))
-    assert decode(line) == content
+@given(contents, places)
+def test_what_was_encoded_is_decoded(content, place):
+    line = encode([orjson.dumps(content)], *place)
+    assert decode(line, *place) == form(line) == content
     assert line.count(b"\n") == 1
     assert b"\0" not in line  # or it could not be told from what the disk never wrote
 
 
+@given(st.lists(contents), places)
+def test_records_follow_one_another(several, place):
+    number, start = place
+    lines = encode(map(orjson.dumps, several), number, start)
+    found = []
+    for line in lines.splitlines(keepends=True):
+        found.append(decode(line, number, start))
+        start += len(line)
+    assert found == several
+
+
+@given(records_texts, places, places)
+def test_a_record_is_none_in_another_place_or_journal(text, place, other):
+    assume(place != other)
+    line = encode([text], *place)
+    assert decode(line, *other) is None
+    assert form(line) == orjson.loads(text)
+
+
 @given(contents, st.lists(texts), st.booleans(), st.none() | answers, st.none() | numbers)
 def test_effects_tell_just_what_was_done(sets, removed, clear, answer, commit):
-    line = records.effects(
+    text = records.effects(
         {key: orjson.dumps(value) for key, value in sets.items()},
         removed,
         clear=clear,
         answer=answer,
         commit=commit,
     )
-    told = decode(line)
+    told = orjson.loads(text)
     assert list(told.get("set", {}).items()) == list(sets.items())
     assert told.get("remove", []) == removed
     assert told.get("clear", False) == clear
@@ -90,23 +110,23 @@ def test_effects_tell_just_what_was_done(sets, removed, clear, answer, commit):
 
 @given(st.lists(answers, max_size=5), numbers)
 def test_a_head_tells_all_answers(kept, forgotten):
-    line = records.head(7, base="x", previous=(6, 99), answers=kept, forgotten=forgotten)
-    told = decode(line)
+    text = records.head(7, base="x", previous=(6, 99), answers=kept, forgotten=forgotten)
+    told = orjson.loads(text)
     assert [answer_of(each) for each in told["answers"]] == kept
     assert (told["journal"], told["number"], told["base"]) == (records.FORMAT, 7, "x")
     assert (told["previous"], told["forgotten"]) == ([6, 99], forgotten)
     assert (told["fence"], told["expires"]) == (0, {})
 
 
-@given(st.binary() | st.binary().map(lambda some: some + b"\n"))
-def test_any_bytes_are_a_record_or_none(line):
-    assert decode(line) is None or line == records.encode(line[records.HEADER_BYTES : -1])
+@given(st.binary() | st.binary().map(lambda some: some + b"\n"), places)
+def test_any_bytes_are_a_record_or_none(line, place):
+    text = line[records.HEADER_BYTES : -1]
+    assert decode(line, *place) is None or line == encode([text], *place)
 
 
-@given(st.binary())
-def test_any_text_with_a_good_checksum_is_an_object_or_none(text):
-    line = records.encode(text)
-    found = decode(line)
+@given(st.binary(), places)
+def test_any_text_with_a_good_checksum_is_an_object_or_none(text, place):
+    found = decode(encode([text], *place), *place)
     try:
         expected = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -114,31 +134,38 @@ def test_any_text_with_a_good_checksum_is_an_object_or_none(text):
     assert found == (expected if isinstance(expected, dict) else None)
 
 
-@given(lines, st.data())
-def test_a_record_with_a_changed_byte_is_none(line, data):
-    place = data.draw(st.integers(0, len(line) - 1))
+@given(records_texts, places, st.data())
+def test_a_record_with_a_changed_byte_is_none(text, place, data):
+    line = encode([text], *place)
+    changed = data.draw(st.integers(0, len(line) - 1))
     byte = data.draw(st.integers(0, 255))
-    assume(line[place] != byte)
-    assert decode(line[:place] + bytes([byte]) + line[place + 1 :]) is None
+    assume(line[changed] != byte)
+    assert decode(line[:changed] + bytes([byte]) + line[changed + 1 :], *place) is None
 
 
-@given(lines, st.data())
-def test_a_record_that_was_cut_or_has_more_is_none(line, data):
-    assert decode(line[: data.draw(st.integers(0, len(line) - 1))]) is None
-    assert decode(line[data.draw(st.integers(1, len(line))) :]) is None
+@given(records_texts, places, st.data())
+def test_a_record_that_was_cut_or_has_more_is_none(text, place, data):
+    line = encode([text], *place)
     more = data.draw(st.binary(min_size=1))
-    assert decode(line + more) is None
-    assert decode(more + line) is None
+    for other in (
+        line[: data.draw(st.integers(0, len(line) - 1))],
+        line[data.draw(st.integers(1, len(line))) :],
+        line + more,
+        more + line,
+    ):
+        assert decode(other, *place) is None
+        assert form(other) is None
 
 
 @pytest.mark.parametrize("text", [b"[]", b"1", b"null", b'"x"', b"", b"{", b"\xff"])
 def test_what_is_no_object_is_no_record(text):
-    assert decode(records.encode(text)) is None
+    assert decode(encode([text], 1, 0), 1, 0) is None
 
 
 def test_the_layout_is_that_of_the_page():
     text = b'{"set":{"a":1}}'
     length = b"%08x" % len(text)
-    assert records.encode(text) == b"%b %08x %b\n" % (length, zlib.crc32(length + text), text)
-    assert records.effects({"a": b"1"}) == records.encode(text)
-    assert json.loads(records.synced(5)[records.HEADER_BYTES :]) == {"synced": 5}
+    checksum = zlib.crc32(b"a %x %b %b" % (31, length, text))
+    assert encode([text], 10, 31) == b"%b %08x %b\n" % (length, checksum, text)
+    assert records.effects({"a": b"1"}) == text
+    assert json.loads(records.synced(5)) == {"synced": 5}

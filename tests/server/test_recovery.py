@@ -145,6 +145,32 @@ def test_damage_before_the_end_is_refused_with_its_place(location):
     assert "--discard-journal" in line
 
 
+def test_a_last_record_with_a_flipped_bit_is_no_torn_tail(location):
+    journal = killed(location, *WRITES)
+    content = bytearray(journal.read_bytes())
+    place = content.index(b'"key4"')
+    content[place + 1] ^= 1
+    journal.write_bytes(content)
+    place = content.rindex(b"\n", 0, place) + 1
+    assert f"is damaged at byte {place:,} of" in refused(location)
+
+
+def test_a_journal_under_the_name_of_another_is_refused(location):
+    three_journals(location)
+    two, three = journal_path(location, 2), journal_path(location, 3)
+    second = two.read_bytes()
+    two.write_bytes(three.read_bytes())
+    three.write_bytes(second)
+    assert f"{two} is damaged at byte 0 of" in refused(location)
+
+
+def test_a_journal_without_writes_that_needs_one_that_is_gone_is_no_clean_stop(location):
+    head = records.head(2, base=None, previous=(1, 900), answers=[], forgotten=0)
+    journal_path(location, 2).write_bytes(records.encode([head], 2, 0))
+    location.write_bytes(b'{"other":0}\n')
+    assert "is not the file that its journal follows" in refused(location)
+
+
 def test_replay_applies_what_stands_before_the_damage(location):
     damaged(location)
     content, log = held(location, "--replay-journal")
@@ -213,8 +239,9 @@ def test_an_edit_after_a_clean_stop_is_accepted(location):
 def test_a_format_of_another_release_is_refused(location):
     journal = killed(location, *WRITES)
     lines = journal.read_bytes().splitlines(keepends=True)
-    head = {**records.decode(lines[0]), "journal": 2}
-    journal.write_bytes(b"".join([records.encode(json.dumps(head).encode()), *lines[1:]]))
+    head = {**records.form(lines[0]), "journal": 2}
+    lines[0] = records.encode([json.dumps(head).encode()], int(journal.suffix[1:]), 0)
+    journal.write_bytes(b"".join(lines))
     assert "is of format 2, this release reads 1" in refused(location)
 
 
@@ -224,8 +251,8 @@ def three_journals(location):
     for number in (1, 2, 3):
         previous = (number - 1, len(text)) if text else None
         base = None if text else "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        text = records.head(number, base=base, previous=previous, answers=[], forgotten=0)
-        text += records.effects({f"key{number}": b"1"})
+        head = records.head(number, base=base, previous=previous, answers=[], forgotten=0)
+        text = records.encode([head, records.effects({f"key{number}": b"1"})], number, 0)
         journal_path(location, number).write_bytes(text)
 
 
@@ -302,7 +329,6 @@ def test_a_journal_that_was_given_up_and_could_not_be_removed_is_passed_over(loc
     number, length = int(journal.suffix[1:]), journal.stat().st_size
     for later in (number + 1, number + 2):
         head = records.head(later, base=None, previous=(number, length), answers=[], forgotten=0)
-        journal_path(location, later).write_bytes(head)
-    with journal_path(location, number + 2).open("ab") as file:
-        file.write(records.effects({"last": b"1"}))
+        texts = [head] if later == number + 1 else [head, records.effects({"last": b"1"})]
+        journal_path(location, later).write_bytes(records.encode(texts, later, 0))
     starts_normally(location, dict(WRITES) | {"last": 1})
