@@ -27,6 +27,7 @@ class Relayed:
         self.relay = relay
         self.client, self.daemon = client, daemon
         self.mode = "pass"
+        self.has_spoken = False
         self.passed = 0
         self.kept = b""
         self.lost = threading.Event()
@@ -47,6 +48,7 @@ class Relayed:
             self.cut()
 
     def to_daemon(self, data):
+        self.has_spoken = True
         if self.mode == "keep requests":
             self.kept += data
             self.lost.set()
@@ -107,7 +109,11 @@ class Relay:
     def begin(self, mode):
         """From now on lose what `mode` says on each connection there is; take no further ones."""
         self.is_open.clear()
-        self.affected = [each for each in self.connections if each.threads[1].is_alive()]
+        # A client first connects only to look who is there; the daemon's greeting may then arrive
+        # after this, and is no reply that is lost
+        self.affected = [
+            each for each in self.connections if each.has_spoken and each.threads[1].is_alive()
+        ]
         for each in self.affected:
             each.passed = 0
             each.mode = mode
