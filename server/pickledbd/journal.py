@@ -176,8 +176,12 @@ class Journal:
         with step(f"creating {path.name}"):
             file = create(path, self._data)
         self._next = _File(number, path.name, file, 0)
-        with step("fsync of the directory"):
-            sync_path(self._data.parent)
+        try:
+            with step("fsync of the directory"):
+                sync_path(self._data.parent)
+        except DiskError:
+            self._give_up()
+            raise
 
     @property
     def number(self) -> int:
@@ -202,8 +206,12 @@ class Journal:
             forgotten=retries.forgotten,
         )
         head = records.encode([text], new.number, 0)
-        with step(f"writing {new.name}"):
-            write_all(new.descriptor, head)
+        try:
+            with step(f"writing {new.name}"):
+                write_all(new.descriptor, head)
+        except DiskError:
+            self._give_up()
+            raise
         new.size = new.start = len(head)
         self._told_synced = 0
         self._next = None
@@ -211,16 +219,12 @@ class Journal:
 
     def begin(self, base: str, retries: Retries) -> None:
         """Have one new journal, which follows the data file of this digest. DiskError. Blocks."""
-        try:
-            self.prepare()
-            self.switch(base, retries)
-        except DiskError:
-            self.give_up()
-            raise
+        self.prepare()
+        self.switch(base, retries)
         self.sync()
         self.drop(lambda number: number != self.number)
 
-    def give_up(self) -> None:
+    def _give_up(self) -> None:
         """Remove the file that was prepared, if it was not switched to."""
         new, self._next = self._next, None
         if new is not None:
@@ -245,7 +249,7 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the files."""
-        self.give_up()
+        self._give_up()
         with self._syncing:
             while self._files:
                 close(self._files.pop().descriptor)

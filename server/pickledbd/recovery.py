@@ -76,6 +76,8 @@ class Recovered:
     highest: int = 0
     """The highest number of a journal."""
     warnings: list[str] = field(default_factory=list)
+    cut_bytes: int = 0
+    """Bytes of the journals that are not applied."""
     steps: dict[str, float] = field(default_factory=dict)
     """Seconds that each step took."""
 
@@ -218,6 +220,7 @@ def _chain(
             why = "the rest had not reached the disk when the machine or the daemon died"
             if damaged:
                 why = "it is damaged there"
+            found.cut_bytes = lost
             found.warnings.append(
                 f"{each.path}: read up to byte {each.good:,}, {lost:,} bytes were cut: {why}"
             )

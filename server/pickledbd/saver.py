@@ -313,7 +313,6 @@ class Saver:
             clean = clean and journal.end == rebased
             journal.switch(digest if clean else None, self._retries)
         except DiskError as error:
-            journal.give_up()
             log.warning("no new journal was begun, the old one goes on: %s", error)
             return
         try:
@@ -338,12 +337,8 @@ class Saver:
             raise SaveFailed(
                 f"cannot save {self._file.path}: the journal failed meanwhile: {journal.failed}"
             )
-        try:
-            yield from result(self._snapshots.do(journal.prepare))
-            journal.switch(digest, self._retries, answers)
-        except DiskError:
-            journal.give_up()
-            raise
+        yield from result(self._snapshots.do(journal.prepare))
+        journal.switch(digest, self._retries, answers)
         number = journal.number
         try:
             yield from result(self._snapshots.do(journal.sync, newest_only=True))

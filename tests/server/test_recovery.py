@@ -232,6 +232,9 @@ def test_an_edit_after_a_clean_stop_is_accepted(location):
     daemon.stop()
     edited = json.loads(location.read_bytes()) | {"edited": True}
     location.write_text(json.dumps(edited))  # as pickleDB's own save does
+    status, said = checked(location)
+    assert status == 0, said  # a start serves all of it
+    assert "was changed since the last stop" in said
     assert held(location)[0] == edited
     starts_normally(location, edited)
 
