@@ -40,6 +40,8 @@ def check(path: Path) -> int:
         return 1
     for warning in recovered.warnings:
         say(warning)
+    if not path.exists():
+        say(f"there is no {path}: a start begins with an empty one")
     say(
         f"{path}: {file.size:,} bytes, sha256 {file.digest}; with its journal "
         f"{len(recovered.table):,} keys, {recovered.replayed:,} changes that the file does not hold"

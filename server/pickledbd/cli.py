@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 MIB = 2**20
 
+MEBIBYTES_MAX = 1024
+"""The largest --max-request: orjson crashes at a str of 2 GiB."""
+
 NAME_MAX = 255 - len(".journal.1234567.discarded-1234567890123456789")
 """The longest name, in bytes, that leaves room for those of the files beside it."""
 
@@ -137,24 +140,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError
-    return value
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if 0 <= value < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 0 or more")
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
+    with contextlib.suppress(ValueError):
+        value = int(text)
+        if value >= 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of files, 0 or more")
 
 
 def _mebibytes(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1024:  # noqa: PLR2004 - orjson crashes at a str of 2 GiB
-        raise ValueError
-    return value * MIB
+    with contextlib.suppress(ValueError):
+        value = int(text)
+        if 1 <= value <= MEBIBYTES_MAX:
+            return value * MIB
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of MiB, 1 to {MEBIBYTES_MAX}")
 
 
 def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:

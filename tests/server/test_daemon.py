@@ -222,20 +222,25 @@ def test_a_missing_directory_and_an_endpoint_as_location_are_refused(location):
 
 
 @pytest.mark.parametrize(
-    "args",
+    ("args", "why"),
     [
-        [],
-        ["a", "b"],
-        ["a", "--idle-exit", "soon"],
-        ["a", "--max-request", "0"],
-        ["a", "--max-request", "1025"],
-        ["--x"],
+        ([], "required: LOCATION"),
+        (["a", "b"], "arguments: b"),
+        (["a", "--idle-exit", "soon"], "--idle-exit: 'soon' is no number of seconds, 0 or more"),
+        (["a", "--idle-exit", "inf"], "'inf' is no number of seconds"),
+        (["a", "--backups", "-1"], "--backups: '-1' is no number of files, 0 or more"),
+        (["a", "--max-request", "0"], "--max-request: '0' is no number of MiB, 1 to 1024"),
+        (["a", "--max-request", "1025"], "'1025' is no number of MiB"),
+        (["a", "--durability", "never"], "'journal'"),
+        (["a", "--replay-journal", "--discard-journal"], "not allowed with"),
+        (["a", "--x"], "arguments: --x"),
     ],
 )
-def test_wrong_usage_is_status_2(args):
+def test_wrong_usage_is_status_2_and_says_what_is_wrong(args, why):
     status, _, err = run(*args)
     assert status == 2
     assert "usage: pickledbd" in err
+    assert why in err
     assert "Traceback" not in err
 
 

@@ -292,6 +292,11 @@ def test_check_leaves_a_database_in_use_alone(daemon, db):
     assert f"in use by pid {daemon.pid}" in said
 
 
+def test_check_of_a_file_that_is_not_there_says_so_and_does_not_make_it(location):
+    status, said = checked(location)
+    assert (status, f"there is no {location}" in said) == (0, True)
+
+
 def test_check_with_a_lock_file_that_cannot_be_opened_says_so_in_one_line(location):
     lock = location.with_name(location.name + ".lock")
     lock.symlink_to("nowhere")
