@@ -27,6 +27,7 @@ def check(path: Path) -> int:
         for number, journal in journals.items():
             found = scan(number, journal)
             state = "whole" if found.good == found.length else f"good up to byte {found.good:,}"
+            state = f"damaged at byte {found.good:,}" if found.damaged else state
             say(f"{journal}: {found.length:,} bytes, {found.effects:,} writes, {state}")
         recovered = recover(file)
     except AlreadyOwnedError as error:

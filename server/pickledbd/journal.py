@@ -111,6 +111,8 @@ class Journal:
         """
         sync_now = sync_now and self.durable == "fsync"
         file = self._files[-1]
+        if file.failed is not None:  # in the thread that syncs, which the loop has not heard of yet
+            raise file.failed
         if file.synced > self._told_synced:
             self._told_synced = file.synced
             texts = [records.synced(file.synced), *texts]

@@ -69,8 +69,8 @@ class Recovered:
     replayed: int = 0
     """Changes that the data file does not hold."""
     known: list[tuple[int, int, int]] = field(default_factory=list)
-    """The journals that go on: number, and from where to where each counts. None if forced: the
-    content is then to be saved before anything else."""
+    """The journals that go on: number, and from where to where each counts. Empty after a choice:
+    the content is then to be saved before anything else."""
     superfluous: list[Path] = field(default_factory=list)
     """Journals that are not needed any more."""
     highest: int = 0
@@ -108,7 +108,7 @@ def recover(
     if choice == "discard":
         found.superfluous = [each.path for each in scans]
         return found
-    chain = _chain(file, _without_abandoned(scans), found, forced=choice == "replay")
+    chain = _chain(file, _without_abandoned(scans, file.digest), found, forced=choice == "replay")
     if choice:
         found.known = []
     found.superfluous = [s.path for s in scans if s.number not in {n for n, _, _ in found.known}]
@@ -168,16 +168,25 @@ def _is_damage(number: int, place: int, line: bytes, rest: Iterator[bytes]) -> b
     return has_form and not hole
 
 
-def _without_abandoned(scans: list[Scan]) -> list[Scan]:
-    """The journals without those that were begun and given up, but could not be removed."""
+def _without_abandoned(scans: list[Scan], digest: str) -> list[Scan]:
+    """The journals without those that were begun and given up, but not removed."""
     kept: list[Scan] = []
     follows: int | None = None
     for each in reversed(scans):
+        head = each.head or {}
+        if each.number != scans[0].number and _begins_anew(each) and head["base"] != digest:
+            continue  # its snapshot, after --replay-journal, was never put in the file's place
         if follows is None or each.number <= follows or each.effects:
             kept.insert(0, each)
-            previous = (each.head or {}).get("previous")
+            previous = head.get("previous")
             follows = previous[0] if previous else None
     return kept
+
+
+def _begins_anew(each: Scan) -> bool:
+    """Whether a journal follows none, and holds nothing yet."""
+    unused = not each.effects and not each.damaged
+    return unused and each.head is not None and each.head["previous"] is None
 
 
 def _has_hole(offset: int, line: bytes) -> bool:
@@ -195,34 +204,22 @@ def _chain(
     chain: list[tuple[Scan, int, int]] = []
     for index in range(first, len(scans)):
         each, later = scans[index], scans[index + 1 :]
-        end, whole = _end(each, later)
-        damaged = each.damaged or (not whole and any(s.synced for s in later))
-        if damaged and not forced:
+        end, problem, acceptable = _end(each, later)
+        if problem and not acceptable and not forced:
             raise Unreadable(
-                f"{each.path} is damaged at byte {each.good:,} of {each.length:,}. Restore it, "
-                "or start once with --replay-journal (apply what stands before that) or "
-                "--discard-journal (do without it); nothing was touched"
-            )
-        previous = (later[0].head or {}).get("previous") if later else None
-        if previous and previous[0] > each.number and not forced:
-            missing = each.path.with_name(f"{file.path.name}.journal.{previous[0]}")
-            raise Unreadable(
-                f"{missing} is missing, which {later[0].path.name} follows. Put it back, or start "
-                "once with --replay-journal (apply what stands before it) or --discard-journal "
-                "(do without them); nothing was touched"
+                f"{problem}. Restore it, or start once with --replay-journal (apply what stands "
+                "before that) or --discard-journal (do without the journals); nothing was touched"
             )
         if each.head is not None:
             chain.append((each, start, end))
             found.known.append((each.number, max(start, each.head_length), end))
         start = 0
-        if not whole:
-            lost = each.length - each.good + sum(s.length for s in later)
-            why = "the rest had not reached the disk when the machine or the daemon died"
-            if damaged:
-                why = "it is damaged there"
-            found.cut_bytes = lost
+        if problem:
+            found.cut_bytes = each.length - end + sum(s.length for s in later)
+            beyond = "".join(f", with all of {s.path.name}" for s in later)
             found.warnings.append(
-                f"{each.path}: read up to byte {each.good:,}, {lost:,} bytes were cut: {why}"
+                f"{each.path}: read up to byte {end:,}, {found.cut_bytes:,} bytes were "
+                f"cut{beyond}: {problem}"
             )
             break
     return chain
@@ -270,16 +267,27 @@ def _base(
     )
 
 
-def _end(each: Scan, later: list[Scan]) -> tuple[int, bool]:
-    """Where the records of a journal end, and whether these are all that there were."""
-    following = later[0].head if later else None
-    if following is None:
-        return each.good, each.length == each.good
-    # What stands beyond the length that its successor tells was refused, though not removed
-    number, length = following["previous"] or (None, 0)
-    if number != each.number:
-        return each.good, False
-    return min(each.good, length), each.good >= length
+def _end(each: Scan, later: list[Scan]) -> tuple[int, str, bool]:
+    """Where the records of a journal end, why no others follow, and whether a crash does that.
+
+    The reason is "" if these are all that there were, and what follows is the next journal.
+    """
+    end, whole = each.good, each.good == each.length
+    if later and later[0].head is not None:
+        number, length = later[0].head["previous"] or (0, 0)
+        if number > each.number:
+            name = each.path.name.removesuffix(str(each.number)) + str(number)
+            missing = each.path.with_name(name)
+            return end, f"{missing} is missing, which {later[0].path.name} follows", False
+        if number < each.number:
+            return end, f"{later[0].path} does not follow {each.path.name}", False
+        # What stands beyond the length that its successor tells was refused, though not removed
+        end, whole = min(each.good, length), each.good >= length
+    if whole:
+        return end, "", True
+    if each.damaged or any(s.synced for s in later):
+        return end, f"{each.path} is damaged at byte {each.good:,} of {each.length:,}", False
+    return end, "the rest had not reached the disk when the machine or the daemon died", True
 
 
 def _replay(

@@ -137,15 +137,18 @@ def test_whatever_is_damaged_a_prefix_of_the_truth_is_found_or_it_is_refused(dam
     st.integers(0, 10**6),
     st.integers(1, 700),
 )
-def test_records_twice_or_in_another_order_are_refused(name, harm, at, size):
+def test_records_twice_or_in_another_order_are_refused_where_they_count(name, harm, at, size):
     with tempfile.TemporaryDirectory() as directory:
-        path, _ = laid_out(Path(directory))
+        path, truths = laid_out(Path(directory))
         harmed = path.with_name(name)
-        data = bytearray(harmed.read_bytes())
+        whole = harmed.read_bytes()
+        data = bytearray(whole)
         harm(data, at, size, b"")
-        assume(data != harmed.read_bytes())
+        assume(data != whole)
         harmed.write_bytes(data)
-        assert found_after(path) is None
+        # Behind the length that the second journal tells of the first, nothing counts
+        is_behind = name.endswith(".1") and data.startswith(whole)
+        assert found_after(path) == (truths[-1] if is_behind else None)
 
 
 @given(st.binary(max_size=200))

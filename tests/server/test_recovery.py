@@ -172,10 +172,10 @@ def test_a_journal_without_writes_that_needs_one_that_is_gone_is_no_clean_stop(l
 
 
 def test_replay_applies_what_stands_before_the_damage(location):
-    damaged(location)
+    place = damaged(location)
     content, log = held(location, "--replay-journal")
     assert content == dict(WRITES[:2])
-    assert "it is damaged there" in log
+    assert f"is damaged at byte {place:,} of" in log
     starts_normally(location, dict(WRITES[:2]))
 
 
@@ -264,12 +264,45 @@ def test_journals_are_applied_one_after_the_other(location):
     starts_normally(location, {"key1": 1, "key2": 1, "key3": 1})
 
 
-def test_a_journal_that_is_missing_is_refused(location):
+@pytest.mark.parametrize("synced", [False, True])
+def test_a_journal_that_is_missing_is_refused_and_named(location, synced):
     three_journals(location)
     journal_path(location, 2).unlink()
-    assert "my.db.journal.2" in refused(location)
-    held(location, "--replay-journal")
+    if synced:  # which says that what was before it was on disk
+        with journal_path(location, 3).open("ab") as file:
+            file.write(records.encode([records.synced(10)], 3, file.tell()))
+    missing = "my.db.journal.2 is missing, which my.db.journal.3 follows"
+    assert missing in refused(location)
+    _, log = held(location, "--replay-journal")
+    assert f"with all of my.db.journal.3: {journal_path(location, 2).parent}/{missing}" in log
     starts_normally(location, {"key1": 1})
+
+
+def test_damage_behind_the_length_that_the_next_journal_tells_does_not_count(location):
+    three_journals(location)
+    first = journal_path(location, 1)
+    refused_write = records.encode([records.effects({"x": b"1"})], 1, first.stat().st_size)
+    with first.open("ab") as file:
+        file.write(refused_write.replace(b"1", b"2"))
+    starts_normally(location, {"key1": 1, "key2": 1, "key3": 1})
+
+
+def test_a_journal_with_writes_that_follows_no_other_is_refused(location):
+    three_journals(location)
+    head = records.head(4, base="ab" * 32, previous=None, answers=[], forgotten=0)
+    last = records.encode([head, records.effects({"other": b"1"})], 4, 0)
+    journal_path(location, 4).write_bytes(last)
+    assert "my.db.journal.4 does not follow my.db.journal.3" in refused(location)
+
+
+def test_a_replay_that_was_killed_before_its_save_was_in_place_is_not_noticed(location):
+    three_journals(location)
+    head = records.head(4, base="ab" * 32, previous=None, answers=[], forgotten=0)
+    journal_path(location, 4).write_bytes(records.encode([head], 4, 0))
+    status, said = checked(location)
+    assert status == 0
+    assert "cut" not in said
+    starts_normally(location, {"key1": 1, "key2": 1, "key3": 1})
 
 
 def test_what_killed_saves_left_is_swept(location):
