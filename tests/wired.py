@@ -56,9 +56,10 @@ class Wired:
         self.replies += self.engine.finish_turn()
         while True:
             self.tasks.finish()
-            self.engine.tick(time.monotonic())  # what had to wait for a batch is taken up
+            now = time.monotonic()
+            due = self.engine.tick(now)  # what had to wait for a batch is taken up
             self.replies += self.engine.take_replies()
-            if not self.tasks:
+            if not self.tasks and due > now:
                 replies, self.replies = self.replies, []
                 return [(peer, json.loads(reply)) for peer, reply in replies]
 

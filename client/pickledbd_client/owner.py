@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from pickledbd_client.channel import Channel, Deadline, NobodyThereError, Session
-from pickledbd_client.starting import Started, is_free, lock_path, start
+from pickledbd_client.starting import Starter, is_free, lock_path
 from pickledbd_protocol import NotAllowed, Unavailable
 
 STARTING_SECONDS = 60.0
@@ -36,10 +36,11 @@ def reach_owner(
 
     `first`: a daemon that is loading its file is waited for beyond the deadline, as long as it
     gets on; but where there is none, and none is to be started, there is nobody to wait for.
-    Later one that is gone is expected to come back until the deadline. Unavailable or NotAllowed
-    if nobody can be reached, RequestTimeout if the owner does not answer.
+    Later one that is gone is expected to come back until the deadline. One that is killed while it
+    starts is started again. Unavailable or NotAllowed if nobody can be reached, RequestTimeout if
+    the owner does not answer.
     """
-    started: Started | None = None
+    starter = Starter(path) if autostart else None
     seen: dict[str, Any] = {}
     while True:
         told = _read(path)
@@ -52,11 +53,9 @@ def reach_owner(
             if isinstance(found, Channel):
                 return found
             problem = found
-        if started and not started.is_starting():
-            started = None
-        elif not started and autostart:
-            started = start(path)
-        elif first and not started and (told.get("state") not in _STARTING or is_free(path)):
+        if starter:
+            starter.go_on()
+        elif first and (told.get("state") not in _STARTING or is_free(path)):
             raise Unavailable(f"cannot reach {path}: {problem}, and autostart is off")
         if deadline is not None and time.monotonic() > deadline:
             raise Unavailable(f"cannot reach {path}: {problem}")

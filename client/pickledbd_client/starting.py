@@ -21,6 +21,9 @@ from pickledbd_protocol import NotAllowed, Unavailable
 IDLE_EXIT = 30.0
 """Seconds without a client after which a daemon started here ends ($PICKLEDBD_IDLE_EXIT)."""
 
+STARTS_MAX = 10
+"""How many daemons may be killed one after the other while they start."""
+
 _OURS = b'{"pid":'  # how each lock file begins
 
 _making = threading.RLock()  # held while a descriptor is made and noted, and during a fork
@@ -63,10 +66,37 @@ def is_free(path: Path) -> bool:
     return True
 
 
-def start(path: Path) -> Started | None:
-    """Start a daemon for `path`; None if somebody else owns it or is starting one."""
-    with _lock(path) as lock:
-        return None if lock is None else Started(path, lock)
+class Starter:
+    """Has a daemon for `path` started by whoever comes first, until one serves."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._started: Started | None = None
+        self._killed = 0
+
+    def go_on(self) -> None:
+        """Start one if nobody does, or look after the one that was; to be called again and again.
+
+        Unavailable if it does not start; if it was killed only after STARTS_MAX of them.
+        """
+        if self._started is None:
+            with _lock(self._path) as lock:
+                self._started = None if lock is None else Started(self._path, lock)
+            return
+        try:
+            if self._started.is_starting():
+                return
+        except EndedError:
+            self._killed += 1
+            if self._killed == STARTS_MAX:
+                raise Unavailable(
+                    f"the daemon for {self._path} was killed {STARTS_MAX} times while it started"
+                ) from None
+        self._started = None
+
+
+class EndedError(Exception):
+    """A daemon ended before it served, and said nothing: it was killed."""
 
 
 class Started:
@@ -88,7 +118,10 @@ class Started:
             _close(theirs)
 
     def is_starting(self) -> bool:
-        """False once it serves. Unavailable, with what it said, if it ended before."""
+        """False once it serves. If it ended before: Unavailable, with what it said, or EndedError.
+
+        It says only why it cannot serve, since the log of a daemon started here goes nowhere.
+        """
         while True:
             try:
                 chunk = os.read(self._pipe, 2**16)
@@ -100,7 +133,9 @@ class Started:
         lines = self._output.decode(errors="replace").strip().splitlines()
         if any(line.startswith("pickledbd: serving ") for line in lines):
             return False
-        said = lines[-1].removeprefix("pickledbd: ") if lines else "it ended without a word"
+        if not lines:
+            raise EndedError
+        said = lines[-1].removeprefix("pickledbd: ")
         raise Unavailable(f"the daemon for {self._path} did not start: {said}")
 
     def __del__(self) -> None:
@@ -166,7 +201,8 @@ def _is_locked(file: int, lock_file: Path) -> bool:
     except (BlockingIOError, FileNotFoundError):
         return False
     # What an owner that was killed told is no longer true. What no owner told is another
-    # program's file, and is the daemon's to refuse.
+    # program's file, and is the daemon's to refuse. Not cut: on a full disk the room that it has
+    # may be all that there is for what the next owner tells.
     if os.pread(file, len(_OURS), 0) == _OURS:
-        os.ftruncate(file, 0)
+        os.pwrite(file, bytes(os.fstat(file).st_size), 0)
     return True

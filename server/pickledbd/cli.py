@@ -50,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.setsid()
         os.chdir("/")
         os.environ.pop("NOTIFY_SOCKET", None)  # its starter's, which has its own state to tell
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="pickledbd: %(message)s")
+    # A client that starts a daemon hears whether it serves, and why not: nothing else, and later
+    # nothing at all
+    level = logging.CRITICAL if options.detach else logging.INFO
+    logging.basicConfig(stream=sys.stderr, level=level, format="pickledbd: %(message)s")
     try:
         if options.check:
             return check(_data_path(options.location))

@@ -54,7 +54,7 @@ TICK_SECONDS = 0.05
 """How soon after a write, or a task, the saver looks whether it has something to do."""
 
 HELD_AT_ONCE = 64
-"""Requests of a connection, held until its batch counts, that are taken up in one turn."""
+"""Requests of a connection, held until its batch counts, that are taken up between two turns."""
 
 FEATURES = ["repeats", "parts"]
 """What this daemon can do beyond the first protocol version 1 (SPEC.md, The first exchange)."""
@@ -260,8 +260,7 @@ class Engine:
 
     def tick(self, now: float) -> float:
         """Do what is due at time.monotonic() `now`; when to be called again at the latest."""
-        if self._held:
-            self._admit_held()
+        held_back = self._admit_held()
         if self._store.garbage and not self._freeing:
             self._freeing = True
             self._tasks.add(self._free())
@@ -269,12 +268,14 @@ class Engine:
             self._tick_at = self._saver.tick(now)
         if self._tasks:  # one of them may fail, which is to be looked after
             self._tick_at = min(self._tick_at, now + TICK_SECONDS)
-        if not self._waiting:
+        due = self._tick_at
+        if self._waiting:
+            self.tell_alive(now)
+            due = min(due, self._tell_alive)
+        else:
             self._gone.clear()
             self._tell_alive = now + ALIVE_SECONDS
-            return self._tick_at
-        self.tell_alive(now)
-        return min(self._tick_at, self._tell_alive)
+        return now if held_back else due
 
     def tell_alive(self, now: float) -> None:
         """Tell those who wait for something long, now and then, that it is being done."""
@@ -283,10 +284,10 @@ class Engine:
             for peer, request_id in self._waiting:
                 self._replies.append((peer, encode_reply(request_id, b"{}", more=True)))
 
-    def _admit_held(self) -> None:
-        """Take up what was held, if it need not be any more, some of it at a time."""
-        if self._store.folding:
-            return
+    def _admit_held(self) -> bool:
+        """Take up what was held, if it need not be any more; True if that was not yet all."""
+        if not self._held or self._store.folding:
+            return False
         for peer in [peer for peer in self._held if peer not in self._applying]:
             held = self._held.pop(peer)
             for request in held[:HELD_AT_ONCE]:
@@ -296,6 +297,7 @@ class Engine:
             if len(held) > HELD_AT_ONCE:
                 self._held[peer] = self._held.get(peer, []) + held[HELD_AT_ONCE:]
             self._replies = self.finish_turn()
+        return any(peer not in self._applying for peer in self._held)
 
     @property
     def keys(self) -> int:

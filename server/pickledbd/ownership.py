@@ -104,10 +104,15 @@ class Ownership:
         self._write()
 
     def _write(self) -> None:
-        # A reader that comes in between sees no JSON, or an old owner's, and asks again.
+        # A reader that comes in between sees no JSON, or an old owner's, and asks again. Cut only
+        # afterwards: on a full disk the room that it gave up would be gone.
         self._written = False
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, self._told, 0)
+        try:
+            if os.pwrite(self._file, self._told, 0) < len(self._told):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.ftruncate(self._file, len(self._told))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(self.path)) from None
         self._written = True
 
     def release(self) -> None:

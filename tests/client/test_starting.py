@@ -328,6 +328,33 @@ def test_after_kill_9_the_next_request_starts_another(location):
         assert db.info()["pid"] != pid
 
 
+def killed_at_first(tmp_path, monkeypatch, times):
+    """Have the first daemons that are started die of SIGKILL before they say anything."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\necho >>"$0.starts"\n[ $(wc -l <"$0.starts") -gt {times} ] || kill -9 $$\n'
+        f'exec "{sys.executable}" "$@"\n'
+    )
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", os.fspath(python))
+
+
+def test_a_daemon_that_is_killed_while_it_starts_is_started_again(location, tmp_path, monkeypatch):
+    with contextlib.closing(PickleDB(location)) as db:
+        db.set("a", 1)
+        killed_at_first(tmp_path, monkeypatch, 3)
+        os.kill(db.info()["pid"], signal.SIGKILL)
+        assert db.setdefault("a", 2) == 1  # the caller notices nothing
+
+
+def test_daemons_that_are_killed_again_and_again_while_they_start_are_told(
+    location, tmp_path, monkeypatch
+):
+    killed_at_first(tmp_path, monkeypatch, 10**6)
+    with pytest.raises(Unavailable, match=r"was killed 10 times while it started"):
+        PickleDB(location, timeout=None)
+
+
 def test_a_symbolic_link_leads_to_the_same_owner(location):
     link = location.with_name("link.db")
     link.symlink_to(location)

@@ -215,6 +215,14 @@ def test_what_one_connection_asks_meanwhile_is_done_in_that_order(filled):
     assert told == [{"len": size}, {}, {"len": size + 1}, {}, {}, {"len": 0}]
 
 
+def test_however_much_one_connection_asks_meanwhile_none_of_it_waits_for_another_message(filled):
+    batch = send_parts(filled, "set_many", parts_of(ITEMS))
+    asked = [filled.receive("get", {"key": f"item {n}"}) for n in range(1000)]
+    replies = [reply for _, reply in filled.turn() if not reply.get("more")]
+    assert [reply["id"] for reply in replies] == [batch, *asked]
+    assert [reply["result"]["value"] for reply in replies[1:]] == list(range(1000))
+
+
 def test_two_batches_at_once_are_applied_one_after_the_other(filled, wire):
     first = {f"item {n}": "first" for n in range(3000)}
     second = {f"item {n}": "second" for n in range(1500, 4500)}
