@@ -256,11 +256,12 @@ def test_ctrl_c_in_the_midst_of_a_start_leaves_the_path_free(location):
     try:
         for _ in range(30):
             with contextlib.suppress(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, 0.0001 + moments.random() * 0.01)
-                PickleDB(location).close()
-            signal.setitimer(signal.ITIMER_REAL, 0)
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0001 + moments.random() * 0.01)
+                    PickleDB(location).close()
+                finally:  # also here it may come
+                    signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     with contextlib.closing(PickleDB(location, timeout=PATIENCE)) as db:
         assert db.ping()
