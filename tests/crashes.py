@@ -26,6 +26,7 @@ TRACED = (
 
 _LINE = re.compile(r"(\d+) +(.*)")
 _RESUMED = re.compile(r"<\.\.\. \w+ resumed>(.*)")
+_CUT_OFF = re.compile(r" *<unfinished \.\.\.>(\) += \?)?$|\) += \?( <unavailable>)?$")
 _CALL = re.compile(r"(\w+)\((.*)\) += (-?\d+)")
 _TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 _DESCRIPTOR = re.compile(r"(\d+)<([^>]*)>")
@@ -163,8 +164,8 @@ class Trace:
             if resumed:
                 began, text = unfinished.pop(thread)
                 text += resumed[1]
-            if text.endswith(("<unfinished ...>", "= ?")):
-                text = re.sub(r" *(<unfinished \.\.\.>)?(\) += \?)?$", "", text)
+            text, cut_off = _CUT_OFF.subn("", text)
+            if cut_off:
                 unfinished[thread] = (began, text)
                 continue
             call = _CALL.match(text)
@@ -172,20 +173,25 @@ class Trace:
                 self._take(began, now, *call.groups())
         for began, text in unfinished.values():  # it was killed in the midst of these
             call = _CALL.match(text.rstrip(", ") + ") = 0")
-            if call and self._was_done(call[1], call[2], sizes):
-                self._take(began, self._now, *call.groups())
+            done = call and self._done(call[1], call[2], sizes)
+            if done:
+                self._take(began, self._now, call[1], call[2], done)
+        for name, file in self._names.items():
+            assert file is None or sizes[name] == file.size, f"{name} was misread in {log}"
 
-    def _was_done(self, call, arguments, sizes):
-        """Whether what was under way at the kill took place, as the files tell."""
+    def _done(self, call, arguments, sizes):
+        """How much of what was under way at the kill took place, as the files tell."""
         texts = [bytes.fromhex(t.replace("\\x", "")) for t in _TEXT.findall(arguments)]
         if call == "write":
             file = self._open.get(_DESCRIPTOR.match(arguments)[1])
-            names = [name for name, each in self._names.items() if each is file]
-            return any(sizes.get(name) == file.size + len(texts[0]) for name in names if file)
+            names = [name for name, each in self._names.items() if each is file and file]
+            return max((sizes.get(name, 0) - file.size for name in names), default=0)
+        if call not in ("unlink", "rename", "link"):
+            return 0
         names = [Path(text.decode()).name for text in texts]
-        if call in ("unlink", "rename"):
-            return names[0] not in sizes and names[0] in self._names
-        return call == "link" and names[1] in sizes
+        if call == "link":
+            return int(names[1] in sizes)
+        return int(names[0] not in sizes and names[0] in self._names)
 
     def _take(self, began, ended, call, arguments, result):  # noqa: C901 - one branch a syscall
         texts = [bytes.fromhex(t.replace("\\x", "")) for t in _TEXT.findall(arguments)]
@@ -212,7 +218,7 @@ class Trace:
         if call in ("fsync", "fdatasync"):
             file.syncs.append((began, ended))
         elif call == "write":
-            data = texts[0][: int(result)] if int(result) else texts[0]
+            data = texts[0][: int(result)]
             file.changes.append(Change(began, ended, file.size, data))
             file.size += len(data)
         elif call == "ftruncate":
