@@ -34,8 +34,8 @@ def reach_owner(
 ) -> Channel:
     """A channel to the daemon that owns `path`.
 
-    `first`: a daemon that is loading its file is waited for beyond the deadline, as long as it
-    gets on; but where there is none, and none is to be started, there is nobody to wait for.
+    `first`: a daemon that is starting is waited for beyond the deadline, as long as it gets on
+    with loading its file; but where there is none, and none is to be started, there is nobody to wait for.
     Later one that is gone is expected to come back until the deadline. One that is killed while it
     starts is started again. Unavailable or NotAllowed if nobody can be reached, RequestTimeout if
     the owner does not answer.
@@ -54,7 +54,8 @@ def reach_owner(
                 return found
             problem = found
         if starter:
-            starter.go_on()
+            if starter.go_on() and first and deadline is not None:
+                deadline = max(deadline, time.monotonic() + STARTING_SECONDS)
         elif first and (told.get("state") not in _STARTING or is_free(path)):
             raise Unavailable(f"cannot reach {path}: {problem}, and autostart is off")
         if deadline is not None and time.monotonic() > deadline:
@@ -84,6 +85,8 @@ def _try(
 
 def _problem(told: dict[str, Any]) -> str:
     if told.get("state") in _STARTING:
+        if told.get("pid") is None:
+            return "a daemon is being started for it"
         done = f", {told['bytes']:,} bytes so far" if "bytes" in told else ""
         return f"pid {told.get('pid')} is still loading it{done}"
     return "nobody serves it"

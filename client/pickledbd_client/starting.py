@@ -25,6 +25,7 @@ STARTS_MAX = 10
 """How many daemons may be killed one after the other while they start."""
 
 _OURS = b'{"pid":'  # how each lock file begins
+_STARTING = b'{"pid":null,"state":"starting"}'
 
 _making = threading.RLock()  # held while a descriptor is made and noted, and during a fork
 _made: set[int] = set()
@@ -74,18 +75,19 @@ class Starter:
         self._started: Started | None = None
         self._killed = 0
 
-    def go_on(self) -> None:
+    def go_on(self) -> bool:
         """Start one if nobody does, or look after the one that was; to be called again and again.
 
-        Unavailable if it does not start; if it was killed only after STARTS_MAX of them.
+        Whether it started one just now. Unavailable if that does not start; if it was killed only
+        after STARTS_MAX of them.
         """
         if self._started is None:
             with _lock(self._path) as lock:
                 self._started = None if lock is None else Started(self._path, lock)
-            return
+            return self._started is not None
         try:
             if self._started.is_starting():
-                return
+                return False
         except EndedError:
             self._killed += 1
             if self._killed == STARTS_MAX:
@@ -93,6 +95,7 @@ class Starter:
                     f"the daemon for {self._path} was killed {STARTS_MAX} times while it started"
                 ) from None
         self._started = None
+        return False
 
 
 class EndedError(Exception):
@@ -203,6 +206,8 @@ def _is_locked(file: int, lock_file: Path) -> bool:
     # What an owner that was killed told is no longer true. What no owner told is another
     # program's file, and is the daemon's to refuse. Not cut: on a full disk the room that it has
     # may be all that there is for what the next owner tells.
-    if os.pread(file, len(_OURS), 0) == _OURS:
-        os.pwrite(file, bytes(os.fstat(file).st_size), 0)
+    found = os.pread(file, 2**16, 0).strip(b"\0")
+    if not found or found.startswith(_OURS):
+        with contextlib.suppress(OSError):  # a full disk is the daemon's to tell
+            os.pwrite(file, _STARTING.ljust(os.fstat(file).st_size), 0)
     return True

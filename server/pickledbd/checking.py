@@ -31,7 +31,8 @@ def check(path: Path) -> int:
             say(f"{journal}: {found.length:,} bytes, {found.effects:,} writes, {state}")
         recovered = recover(file)
     except AlreadyOwnedError as error:
-        say(f"{path} is in use by pid {error.owner.get('pid')}: stop that, or check a copy")
+        pid = error.owner.get("pid") or "unknown"
+        say(f"{path} is in use by pid {pid}: stop that, or check a copy")
         return 1
     except Unreadable as error:
         say(f"{error}")

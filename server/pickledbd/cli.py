@@ -308,7 +308,7 @@ def _own(path: Path, lock_fd: int | None) -> Ownership:
         return Ownership(path, lock_fd)
     except AlreadyOwnedError as taken:
         owner = taken.owner
-        if "pid" not in owner:
+        if owner.get("pid") is None:
             raise CannotServe(f"{path} is being opened by another program just now") from None
         at = " and ".join(owner.get("endpoints", [])) or f"no endpoint yet ({owner.get('state')})"
         raise CannotServe(
