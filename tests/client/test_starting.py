@@ -268,10 +268,11 @@ def test_ctrl_c_in_the_midst_of_a_start_leaves_the_path_free(location):
 
 
 HELD = """
-import os, sys
+import fcntl, os, sys
 if "pickledbd" in sys.orig_argv:
     def hold():
-        open(os.environ["HELD"]).read()
+        with open(os.environ["HELD"]) as held:
+            fcntl.flock(held, fcntl.LOCK_SH)
     os.register_at_fork(after_in_child=hold)
 """
 
@@ -280,11 +281,9 @@ if "pickledbd" in sys.orig_argv:
 def test_a_daemon_that_is_slow_to_start_is_waited_for(location, monkeypatch, autostart):
     """By who starts it and by who comes meanwhile, though it could not tell anything yet."""
     held = location.with_name("held")
-    os.mkfifo(held)
     location.with_name("sitecustomize.py").write_text(HELD)
     monkeypatch.setenv("PYTHONPATH", str(location.parent))
     monkeypatch.setenv("HELD", str(held))
-    holding = os.open(held, os.O_RDWR)
 
     def open_one(**options):
         PickleDB(location, timeout=0.01, **options).close()
@@ -294,14 +293,13 @@ def test_a_daemon_that_is_slow_to_start_is_waited_for(location, monkeypatch, aut
             return json.load(lock) == {"pid": None, "state": "starting"}
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        opened = [pool.submit(open_one)]
-        try:
+        with held.open("w") as holding:
+            fcntl.flock(holding, fcntl.LOCK_EX)
+            opened = [pool.submit(open_one)]
             wait_until(is_starting, "a daemon to be started")
             opened.append(pool.submit(open_one, autostart=autostart))
             done, _ = concurrent.futures.wait(opened, timeout=0.3)  # much more than their timeout
             assert not done
-        finally:
-            os.close(holding)
         for each in opened:
             each.result(timeout=PATIENCE)
 
