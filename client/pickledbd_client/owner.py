@@ -11,11 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pickledbd_client.channel import Channel, Deadline, NobodyThereError, Session
 from pickledbd_client.starting import Starter, is_free, lock_path
-from pickledbd_protocol import NotAllowed, Unavailable
+from pickledbd_protocol import NotAllowed, Unavailable, owner_told
 
 STARTING_SECONDS = 60.0
 """How long a starting daemon may take without any sign of progress."""
@@ -43,7 +41,7 @@ def reach_owner(
     starter = Starter(path) if autostart else None
     seen: dict[str, Any] = {}
     while True:
-        told = _read(path)
+        told = _told(path)
         if first and deadline is not None and told != seen and told.get("state") in _STARTING:
             deadline = max(deadline, time.monotonic() + STARTING_SECONDS)
         seen = told
@@ -92,10 +90,8 @@ def _problem(told: dict[str, Any]) -> str:
     return "nobody serves it"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What the lock file tells; {} if there is none, or while it is being written."""
+def _told(path: Path) -> dict[str, Any]:
     try:
-        told = orjson.loads(lock_path(path).read_bytes())
-    except (OSError, orjson.JSONDecodeError):
+        return owner_told(lock_path(path).read_bytes())
+    except OSError:
         return {}
-    return told if isinstance(told, dict) else {}

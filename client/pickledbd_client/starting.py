@@ -16,16 +16,19 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from pickledbd_protocol import NotAllowed, Unavailable
+from pickledbd_protocol import (
+    BEING_STARTED,
+    LOCK_SUFFIX,
+    NotAllowed,
+    Unavailable,
+    may_be_written,
+)
 
 IDLE_EXIT = 30.0
 """Seconds without a client after which a daemon started here ends ($PICKLEDBD_IDLE_EXIT)."""
 
 STARTS_MAX = 10
 """How many daemons may be killed one after the other while they start."""
-
-_OURS = b'{"pid":'  # how each lock file begins
-_STARTING = b'{"pid":null,"state":"starting"}'
 
 _making = threading.RLock()  # held while a descriptor is made and noted, and during a fork
 _made: set[int] = set()
@@ -52,7 +55,7 @@ def _close(descriptor: int) -> None:
 
 def lock_path(path: Path) -> Path:
     """The lock file of the data at `path`."""
-    return path.with_name(path.name + ".lock")
+    return path.with_name(path.name + LOCK_SUFFIX)
 
 
 def is_free(path: Path) -> bool:
@@ -206,8 +209,7 @@ def _is_locked(file: int, lock_file: Path) -> bool:
     # What an owner that was killed told is no longer true. What no owner told is another
     # program's file, and is the daemon's to refuse. Not cut: on a full disk the room that it has
     # may be all that there is for what the next owner tells.
-    found = os.pread(file, 2**16, 0).strip(b"\0")
-    if not found or found.startswith(_OURS):
+    if may_be_written(os.pread(file, 2**16, 0)):
         with contextlib.suppress(OSError):  # a full disk is the daemon's to tell
-            os.pwrite(file, _STARTING.ljust(os.fstat(file).st_size), 0)
+            os.pwrite(file, BEING_STARTED.ljust(os.fstat(file).st_size), 0)
     return True

@@ -1,4 +1,4 @@
-"""What pickledbd's server and client agree on: commands, codec, errors and value rules. No I/O."""
+"""What server and client agree on: commands, codec, errors, lock file, value rules. No I/O."""
 
 from pickledbd_protocol.codec import (
     Refused,
@@ -24,6 +24,12 @@ from pickledbd_protocol.errors import (
     Unavailable,
     WritesRefused,
 )
+from pickledbd_protocol.lock_file import (
+    BEING_STARTED,
+    LOCK_SUFFIX,
+    may_be_written,
+    owner_told,
+)
 from pickledbd_protocol.values import (
     canonical,
     check_integers,
@@ -36,7 +42,9 @@ from pickledbd_protocol.values import (
 from pickledbd_protocol.version import PROTOCOL_VERSION, __version__
 
 __all__ = [
+    "BEING_STARTED",
     "COMMANDS",
+    "LOCK_SUFFIX",
     "PROTOCOL_VERSION",
     "Command",
     "InvalidKey",
@@ -64,6 +72,8 @@ __all__ = [
     "encode_request",
     "encode_value",
     "join_parts",
+    "may_be_written",
+    "owner_told",
     "restore",
     "shown",
 ]

@@ -18,11 +18,7 @@ from typing import Any
 import orjson
 
 from pickledbd.disk import close
-
-SUFFIX = ".lock"
-
-OURS = b'{"pid":'
-"""How each lock file begins."""
+from pickledbd_protocol import LOCK_SUFFIX, may_be_written, owner_told
 
 
 class AlreadyOwnedError(Exception):
@@ -31,6 +27,11 @@ class AlreadyOwnedError(Exception):
     def __init__(self, path: Path, owner: dict[str, Any]) -> None:
         super().__init__(path, owner)
         self.owner = owner
+
+    @property
+    def pid(self) -> str:
+        """Its process, for a message."""
+        return str(self.owner.get("pid") or "unknown")
 
 
 class Ownership:
@@ -41,7 +42,7 @@ class Ownership:
 
         Raises AlreadyOwnedError, or OSError if the lock file cannot be made.
         """
-        self.path = target.with_name(target.name + SUFFIX)
+        self.path = target.with_name(target.name + LOCK_SUFFIX)
         self._file = -1
         self._told = b""
         self._written = True  # so far there is nothing to tell
@@ -83,9 +84,8 @@ class Ownership:
             return False
 
     def _refuse_foreign(self, file: int) -> None:
-        """Raise FileExistsError if this is no lock file of ours (Pipfile's is Pipfile.lock)."""
-        found = os.pread(file, 2**16, 0).strip(b"\0")  # a power cut can leave NULs
-        if found and not found.startswith(OURS[: len(found)]):
+        """Raise FileExistsError if this is another program's."""
+        if not may_be_written(os.pread(file, 2**16, 0)):
             raise FileExistsError(
                 errno.EEXIST, "it is another program's file, and was not touched", self.path
             )
@@ -125,7 +125,7 @@ class Ownership:
 
 def refuse_if_owned(target: Path) -> None:
     """Raise AlreadyOwnedError if somebody owns `target`. Makes no file."""
-    path = target.with_name(target.name + SUFFIX)
+    path = target.with_name(target.name + LOCK_SUFFIX)
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -140,7 +140,6 @@ def refuse_if_owned(target: Path) -> None:
 
 def _read(file: int) -> dict[str, Any]:
     try:
-        told = orjson.loads(os.pread(file, 2**16, 0))
-    except (orjson.JSONDecodeError, OSError):
+        return owner_told(os.pread(file, 2**16, 0))
+    except OSError:
         return {}
-    return told if isinstance(told, dict) else {}
