@@ -26,13 +26,13 @@ def check(path: Path) -> int:
         journals = find_journals(path)
         for number, journal in journals.items():
             found = scan(number, journal)
-            state = "whole" if found.good == found.length else f"good up to byte {found.good:,}"
-            state = f"damaged at byte {found.good:,}" if found.damaged else state
+            state = "whole"
+            if found.good < found.length:
+                state = f"{'damaged at' if found.damaged else 'good up to'} byte {found.good:,}"
             say(f"{journal}: {found.length:,} bytes, {found.effects:,} writes, {state}")
         recovered = recover(file)
     except AlreadyOwnedError as error:
-        pid = error.owner.get("pid") or "unknown"
-        say(f"{path} is in use by pid {pid}: stop that, or check a copy")
+        say(f"{path} is in use by pid {error.pid}: stop that, or check a copy")
         return 1
     except Unreadable as error:
         say(f"{error}")

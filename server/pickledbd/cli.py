@@ -14,6 +14,7 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pickledbd.checking import check
 from pickledbd.endpoints import CannotServe, Claim, is_utf8, private_endpoint
@@ -31,6 +32,8 @@ from pickledbd.tasks import Tasks
 from pickledbd_protocol import SaveFailed, __version__
 
 log = logging.getLogger(__name__)
+
+_Number = TypeVar("_Number", int, float)
 
 MIB = 2**20
 
@@ -89,14 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--idle-exit",
         metavar="SECONDS",
-        type=_seconds,
+        type=_number(float, "seconds, 0 or more", 0),
         help="save and exit when no client has been connected for so long (default: never)",
     )
     parser.add_argument(
         "--max-request",
         metavar="MIB",
-        type=_mebibytes,
-        default=256 * MIB,
+        type=_number(int, f"MiB, 1 to {MEBIBYTES_MAX}", 1, MEBIBYTES_MAX),
+        default=256,
         help="the largest request accepted, in MiB, at most 1024 (default: 256)",
     )
     parser.add_argument(
@@ -110,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--backups",
         metavar="N",
-        type=_count,
+        type=_number(int, "files, 0 or more", 0),
         default=0,
         help="keep the last N data files that saves replaced, as LOCATION.backup-TIME (default: 0)",
     )
@@ -142,28 +145,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        value = float(text)
-        if 0 <= value < float("inf"):
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 0 or more")
+def _number(
+    kind: Callable[[str], _Number], what: str, least: int, most: float = sys.float_info.max
+) -> Callable[[str], _Number]:
+    """Makes a number, from `least` to `most`, of an argument; `what` it counts is told if not."""
 
+    def number(text: str) -> _Number:
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if least <= value <= most:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of {what}")
 
-def _count(text: str) -> int:
-    with contextlib.suppress(ValueError):
-        value = int(text)
-        if value >= 0:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of files, 0 or more")
-
-
-def _mebibytes(text: str) -> int:
-    with contextlib.suppress(ValueError):
-        value = int(text)
-        if 1 <= value <= MEBIBYTES_MAX:
-            return value * MIB
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of MiB, 1 to {MEBIBYTES_MAX}")
+    return number
 
 
 def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
@@ -205,7 +199,7 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
         status = f"reading {what}: {done / MIB:.0f} MiB"
         notify(STATUS=status, EXTEND_TIMEOUT_USEC=EXTEND_USEC)
 
-    status = Status(location=str(path), request_bytes=options.max_request)
+    status = Status(location=str(path), request_bytes=options.max_request * MIB)
     file = DataFile(path, options.backups)
     engine, tasks = _recover(
         options, file, stack, owner=owner, status=status, signals=signals, progress=progress

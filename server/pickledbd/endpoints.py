@@ -118,8 +118,7 @@ class Claim:
         try:
             self._lock = Ownership(path)
         except AlreadyOwnedError as taken:
-            pid = taken.owner.get("pid", "unknown")
-            raise CannotServe(f"{endpoint} is served by another daemon, pid {pid}") from None
+            raise CannotServe(f"{endpoint} is served by another daemon, pid {taken.pid}") from None
         except OSError as error:
             raise CannotServe(f"cannot bind {endpoint}: {error.strerror} ({path.parent})") from None
         try:

@@ -303,9 +303,7 @@ class Loop:
                         self._router.unbind(claim.endpoint)
                     self._bind(claim)
         except AlreadyOwnedError as error:
-            log.error(
-                "%s was removed and is now held by pid %s", error.args[0], error.owner.get("pid")
-            )
+            log.error("%s was removed and is now held by pid %s", error.args[0], error.pid)
         except (CannotServe, OSError, zmq.ZMQError) as error:
             log.error("cannot restore what was removed: %s", error)
 

@@ -61,12 +61,11 @@ def encode(texts: Iterable[bytes], number: int, place: int) -> bytes:
 
 def decode(line: bytes, number: int, place: int) -> dict[str, Any] | None:
     """The object in one line (with its newline), or None if it is not just what was encoded."""
-    header = _HEADER_PATTERN.match(line)
-    if header is None or int(header[2], 16) != _checksum(
-        header[1], line[HEADER_BYTES:-1], number, place
-    ):
+    split = _split(line)
+    if split is None:
         return None
-    return form(line)
+    length, checksum, text = split
+    return _object(text) if int(checksum, 16) == _checksum(length, text, number, place) else None
 
 
 def form(line: bytes) -> dict[str, Any] | None:
@@ -75,10 +74,20 @@ def form(line: bytes) -> dict[str, Any] | None:
     Where the two differ, something has changed since it was written: what the disk did not write
     is NUL, or missing, and so has not the form.
     """
+    split = _split(line)
+    return None if split is None else _object(split[2])
+
+
+def _split(line: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """The digits of the length and of the checksum, and a text of that length."""
     header = _HEADER_PATTERN.match(line)
     text = line[HEADER_BYTES:-1]
     if header is None or not line.endswith(b"\n") or int(header[1], 16) != len(text):
         return None
+    return header[1], header[2], text
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
     try:
         found = orjson.loads(text)
     except orjson.JSONDecodeError:

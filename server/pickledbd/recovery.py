@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from pickledbd import records
-from pickledbd.journal import find_journals
+from pickledbd.journal import find_journals, journal_path
 from pickledbd.records import Answer
 from pickledbd.retries import Retries
 from pickledbd.snapshot import PROGRESS_BYTES, DataFile, Unreadable
@@ -204,7 +204,7 @@ def _chain(
     chain: list[tuple[Scan, int, int]] = []
     for index in range(first, len(scans)):
         each, later = scans[index], scans[index + 1 :]
-        end, problem, acceptable = _end(each, later)
+        end, problem, acceptable = _end(file.path, each, later)
         if problem and not acceptable and not forced:
             raise Unreadable(
                 f"{problem}. Restore it, or start once with --replay-journal (apply what stands "
@@ -267,7 +267,7 @@ def _base(
     )
 
 
-def _end(each: Scan, later: list[Scan]) -> tuple[int, str, bool]:
+def _end(data: Path, each: Scan, later: list[Scan]) -> tuple[int, str, bool]:
     """Where the records of a journal end, why no others follow, and whether a crash does that.
 
     The reason is "" if these are all that there were, and what follows is the next journal.
@@ -276,8 +276,7 @@ def _end(each: Scan, later: list[Scan]) -> tuple[int, str, bool]:
     if later and later[0].head is not None:
         number, length = later[0].head["previous"] or (0, 0)
         if number > each.number:
-            name = each.path.name.removesuffix(str(each.number)) + str(number)
-            missing = each.path.with_name(name)
+            missing = journal_path(data, number)
             return end, f"{missing} is missing, which {later[0].path.name} follows", False
         if number < each.number:
             return end, f"{later[0].path} does not follow {each.path.name}", False

@@ -427,7 +427,7 @@ class Saver:
         try:
             self._owner.restore()
         except AlreadyOwnedError as taken:
-            why = f"it was removed, and pid {taken.owner.get('pid')} holds it now"
+            why = f"it was removed, and pid {taken.pid} holds it now"
         except OSError as error:
             why = str(error.strerror)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -127,11 +128,17 @@ def test_writes_after_a_cut_follow_what_was_read(location):
     starts_normally(location, {**dict(WRITES[:-1]), "new": 1})
 
 
-def damaged(location):
-    """A journal with a flipped bit in the midst of it, and the place of the record."""
+def write_journal(location, number, *texts, base=None, previous=None):
+    """Have a journal with records of these texts; its length."""
+    head = records.head(number, base=base, previous=previous, answers=[], forgotten=0)
+    return journal_path(location, number).write_bytes(records.encode([head, *texts], number, 0))
+
+
+def damaged(location, key=b"key2"):
+    """Flip a bit in the journal's record of `key`; the place of that."""
     journal = killed(location, *WRITES)
     content = bytearray(journal.read_bytes())
-    place = content.index(b'"key2"')
+    place = content.index(b'"%b"' % key)
     content[place + 1] ^= 1
     journal.write_bytes(content)
     return content.rindex(b"\n", 0, place) + 1
@@ -146,12 +153,7 @@ def test_damage_before_the_end_is_refused_with_its_place(location):
 
 
 def test_a_last_record_with_a_flipped_bit_is_no_torn_tail(location):
-    journal = killed(location, *WRITES)
-    content = bytearray(journal.read_bytes())
-    place = content.index(b'"key4"')
-    content[place + 1] ^= 1
-    journal.write_bytes(content)
-    place = content.rindex(b"\n", 0, place) + 1
+    place = damaged(location, b"key4")
     assert f"is damaged at byte {place:,} of" in refused(location)
 
 
@@ -165,8 +167,7 @@ def test_a_journal_under_the_name_of_another_is_refused(location):
 
 
 def test_a_journal_without_writes_that_needs_one_that_is_gone_is_no_clean_stop(location):
-    head = records.head(2, base=None, previous=(1, 900), answers=[], forgotten=0)
-    journal_path(location, 2).write_bytes(records.encode([head], 2, 0))
+    write_journal(location, 2, previous=(1, 900))
     location.write_bytes(b'{"other":0}\n')
     assert "is not the file that its journal follows" in refused(location)
 
@@ -250,13 +251,11 @@ def test_a_format_of_another_release_is_refused(location):
 
 def three_journals(location):
     """Journals 1, 2 and 3, which follow one another, each with a write."""
-    text = b""
+    previous = None
     for number in (1, 2, 3):
-        previous = (number - 1, len(text)) if text else None
-        base = None if text else "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        head = records.head(number, base=base, previous=previous, answers=[], forgotten=0)
-        text = records.encode([head, records.effects({f"key{number}": b"1"})], number, 0)
-        journal_path(location, number).write_bytes(text)
+        base = None if previous else hashlib.sha256().hexdigest()
+        write = records.effects({f"key{number}": b"1"})
+        previous = number, write_journal(location, number, write, base=base, previous=previous)
 
 
 def test_journals_are_applied_one_after_the_other(location):
@@ -289,16 +288,13 @@ def test_damage_behind_the_length_that_the_next_journal_tells_does_not_count(loc
 
 def test_a_journal_with_writes_that_follows_no_other_is_refused(location):
     three_journals(location)
-    head = records.head(4, base="ab" * 32, previous=None, answers=[], forgotten=0)
-    last = records.encode([head, records.effects({"other": b"1"})], 4, 0)
-    journal_path(location, 4).write_bytes(last)
+    write_journal(location, 4, records.effects({"other": b"1"}), base="ab" * 32)
     assert "my.db.journal.4 does not follow my.db.journal.3" in refused(location)
 
 
 def test_a_replay_that_was_killed_before_its_save_was_in_place_is_not_noticed(location):
     three_journals(location)
-    head = records.head(4, base="ab" * 32, previous=None, answers=[], forgotten=0)
-    journal_path(location, 4).write_bytes(records.encode([head], 4, 0))
+    write_journal(location, 4, base="ab" * 32)
     status, said = checked(location)
     assert status == 0
     assert "cut" not in said
@@ -368,8 +364,7 @@ def test_a_journal_that_outgrows_the_data_is_replaced_by_a_snapshot(daemon, db):
 def test_a_journal_that_was_given_up_and_could_not_be_removed_is_passed_over(location):
     journal = killed(location, *WRITES)
     number, length = int(journal.suffix[1:]), journal.stat().st_size
-    for later in (number + 1, number + 2):
-        head = records.head(later, base=None, previous=(number, length), answers=[], forgotten=0)
-        texts = [head] if later == number + 1 else [head, records.effects({"last": b"1"})]
-        journal_path(location, later).write_bytes(records.encode(texts, later, 0))
+    write_journal(location, number + 1, previous=(number, length))
+    last = records.effects({"last": b"1"})
+    write_journal(location, number + 2, last, previous=(number, length))
     starts_normally(location, dict(WRITES) | {"last": 1})
