@@ -11,6 +11,7 @@ import uuid
 from types import SimpleNamespace
 
 from pickledbd import cli
+from pickledbd.counters import Counters
 from pickledbd.ownership import Ownership
 from pickledbd.snapshot import DataFile
 from pickledbd.status import Status
@@ -34,6 +35,7 @@ class Wired:
             owner=self.owner,
             status=Status(location=str(path), request_bytes=2**20),
             signals=SimpleNamespace(wake=lambda: None),
+            counters=Counters(),
             progress=lambda _what, _done: None,
         )
 

@@ -36,6 +36,8 @@ class Call(Generic[T]):
     read: Callable[[Reply], T]
     before: list[bytes] = field(default_factory=list)
     """The arguments of messages to be sent before the last, where there are several."""
+    reads: str | None = None
+    """The key whose value the reply tells, which may be kept."""
 
 
 def _true(_reply: Reply) -> bool:
@@ -96,7 +98,7 @@ def _items_call(op: str, items: Mapping[Any, Any]) -> Call[bool]:
 
 
 def get(key: str, default: Any = None) -> Call[Any]:
-    return Call("get", _key_args(key), _value_or(key, default))
+    return Call("get", _key_args(key), _value_or(key, default), reads=key)
 
 
 def exists(key: str) -> Call[bool]:

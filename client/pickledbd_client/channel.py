@@ -132,22 +132,29 @@ class Channel:
     def __init__(self, endpoint: str, session: Session, deadline: Deadline) -> None:
         """NobodyThereError, RequestTimeout or ProtocolError if there is no such channel."""
         self.endpoint = endpoint
+        self.counters: dict[str, Any] | None = None
+        """What the daemon tells of its counter table, where that can be reached (not by tcp)."""
         self._client = session.client
         self._missed = self._skip = 0  # spins that were in vain, and requests that leave it out
         self._limit: int | None = None
         self._connect(deadline)
         try:
-            reply = self.exchange(hello([PROTOCOL_VERSION]), session.next_id(), deadline)
-            if reply.error is not None:
-                raise reply.error
-            self.daemon = reply.result
-            self._limit = self.daemon["limits"]["request_bytes"]
+            self.greet(session, deadline)
         except ConnectionLostError:
             self.close()
             raise NobodyThereError("it closed the connection") from None
         except BaseException:
             self.close()
             raise
+
+    def greet(self, session: Session, deadline: Deadline) -> None:
+        """Have the daemon tell of itself, as it is now. Raises as `exchange` does."""
+        reply = self.exchange(hello([PROTOCOL_VERSION]), session.next_id(), deadline)
+        if reply.error is not None:
+            raise reply.error
+        self.daemon = reply.result
+        self._limit = self.daemon["limits"]["request_bytes"]
+        self.counters = self.daemon.get("counters") if self.endpoint.startswith("ipc:") else None
 
     def _connect(self, deadline: Deadline) -> None:
         """Have a connected socket.

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pickledbd_client import calls
+from pickledbd_client.cache import ABSENT, UNKNOWN
 from pickledbd_client.content import Content
 from pickledbd_client.link import Link
 from pickledbd_protocol import Unavailable
@@ -34,7 +35,8 @@ class PickleDB(MutableMapping[str, Any]):
     Args:
         location: path, endpoint or None.
         timeout: seconds until a request without an answer raises RequestTimeout; None waits on.
-        cache_bytes: room for values kept at hand. This release keeps none.
+        cache_bytes: room for values that were read and are current still (over ipc, on Linux): to
+            read them again asks nobody. 0 keeps none.
         autostart: start a daemon for a path that nobody owns.
         curve: keys for another machine. This release has no such connections and takes only None.
 
@@ -56,6 +58,8 @@ class PickleDB(MutableMapping[str, Any]):
             raise Unavailable("this release of pickledbd has no CURVE; curve must be None")
         if timeout is not None and not 0 < timeout < float("inf"):
             raise ValueError(f"timeout must be a number of seconds over 0, or None: {timeout!r}")
+        if type(cache_bytes) is not int or cache_bytes < 0:
+            raise ValueError(f"cache_bytes must be a number of bytes, 0 or more: {cache_bytes!r}")
         if location is None:
             location = os.environ.get("PICKLEDBD_URL") or DEFAULT_ENDPOINT
         location = os.fsdecode(location)
@@ -66,7 +70,8 @@ class PickleDB(MutableMapping[str, Any]):
             "cache_bytes": cache_bytes,
             "autostart": autostart,
         }
-        self._link = Link(_target(location), timeout, autostart=autostart)
+        self._link = Link(_target(location), timeout, cache_bytes=cache_bytes, autostart=autostart)
+        self._cache = self._link.cache
         self._link.connect()
         self.location: str = (
             os.path.expanduser(location)  # noqa: PTH111 - pickleDB's own attribute: not normalised
@@ -83,7 +88,25 @@ class PickleDB(MutableMapping[str, Any]):
 
     def get(self, key: Any, default: Any = None) -> Any:
         """A copy of the value of `key`, or `default` if there is none."""
-        return self._link.request(calls.get(str(key), default))
+        if type(key) is str:
+            # As Cache.lookup does; but that call would take as long again
+            entries, counters, alive, lease = self._cache.near
+            try:
+                slot, count, value, copy = entries[key]
+            except KeyError:
+                pass
+            else:
+                if counters[slot] == count and alive[0] == lease:
+                    if copy is None:
+                        return value
+                    found = copy(value)
+                    return default if found is ABSENT else found
+        found = self._read(str(key))
+        return default if found is ABSENT else found
+
+    def _read(self, key: str) -> Any:
+        found = self._cache.lookup(key)
+        return self._link.request(calls.get(key, ABSENT)) if found is UNKNOWN else found
 
     def all(self) -> list[str]:
         """All keys, in the order of their insertion."""
@@ -138,7 +161,10 @@ class PickleDB(MutableMapping[str, Any]):
     # As a mapping
 
     def __getitem__(self, key: Any) -> Any:
-        return self._link.request(calls.get(str(key), calls.MISSING))
+        found = self._read(str(key))
+        if found is ABSENT:
+            raise KeyError(str(key))
+        return found
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.set(key, value)
@@ -148,7 +174,10 @@ class PickleDB(MutableMapping[str, Any]):
             raise KeyError(key)
 
     def __contains__(self, key: object) -> bool:
-        return self._link.request(calls.exists(str(key)))
+        found = self._cache.lookup(str(key))
+        if found is UNKNOWN:
+            return self._link.request(calls.exists(str(key)))
+        return found is not ABSENT
 
     def __len__(self) -> int:
         return self._link.request(calls.len_())

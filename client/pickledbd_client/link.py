@@ -15,6 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from pickledbd_client.cache import Cache
 from pickledbd_client.calls import Call, T
 from pickledbd_client.channel import (
     Channel,
@@ -24,7 +25,14 @@ from pickledbd_client.channel import (
     Session,
 )
 from pickledbd_client.owner import reach_owner
-from pickledbd_protocol import COMMANDS, NotAllowed, PickleDBError, RequestTimeout, Unavailable
+from pickledbd_protocol import (
+    COMMANDS,
+    NotAllowed,
+    PickleDBError,
+    Reply,
+    RequestTimeout,
+    Unavailable,
+)
 
 _RETRY_SECONDS = 0.05
 _LONGEST = 1_000_000.0  # seconds: the system's calls cannot wait for much more, so it waits on
@@ -35,8 +43,11 @@ _inherited: list[Session] = []  # a parent's sessions, never to be used or close
 class Link:
     """Requests to the daemon at an endpoint, or to the one that owns a path."""
 
-    def __init__(self, target: str | Path, timeout: float | None, *, autostart: bool) -> None:
+    def __init__(
+        self, target: str | Path, timeout: float | None, *, cache_bytes: int, autostart: bool
+    ) -> None:
         self.target = target
+        self.cache = Cache(cache_bytes)
         self.daemon: dict[str, Any] = {}
         self._timeout = timeout
         self._autostart = autostart
@@ -64,9 +75,9 @@ class Link:
         while True:
             started = time.monotonic()
             try:
-                reply = self._channel(session, deadline, asked=call if sent else None).exchange(
-                    call, request_id, deadline, first_sent=sent
-                )
+                channel = self._channel(session, deadline, asked=call if sent else None)
+                reply = channel.exchange(call, request_id, deadline, first_sent=sent)
+                self._keep(call, reply, channel, session)
             except ConnectionLostError as lost:
                 session.close()
                 sent = sent or (started if lost.sent else None)
@@ -87,6 +98,14 @@ class Link:
                 if reply.error is not None:
                     raise reply.error
                 return call.read(reply)
+
+    def _keep(self, call: Call[Any], reply: Reply, channel: Channel, session: Session) -> None:
+        if call.reads is None or self.cache.keep(call.reads, reply, channel.counters):
+            return
+        try:
+            channel.greet(session, self._deadline())
+        except (PickleDBError, ConnectionLostError):  # the reply is there; this is for the next
+            session.close()
 
     def _channel(self, session: Session, deadline: Deadline, asked: Call[Any] | None) -> Channel:
         """The session's channel, made anew if it was lost. `asked`: what was sent by that."""
@@ -114,6 +133,7 @@ class Link:
     def close(self) -> None:
         """Drop the idle connections; those in use are dropped when their requests end."""
         self._closed = True
+        self.cache.close()
         with contextlib.suppress(IndexError):  # also a thread whose request has ended may do this
             while True:
                 self._idle.pop().close()

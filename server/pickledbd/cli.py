@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from pickledbd.checking import check
-from pickledbd.endpoints import CannotServe, Claim, is_utf8, private_endpoint
+from pickledbd.counters import Counters
+from pickledbd.endpoints import CannotServe, Claim, counters_path, is_utf8, private_endpoint
 from pickledbd.engine import Engine
 from pickledbd.journal import Journal
 from pickledbd.loop import Loop, Signals
@@ -201,8 +202,16 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
 
     status = Status(location=str(path), request_bytes=options.max_request * MIB)
     file = DataFile(path, options.backups)
+    counters = Counters()
     engine, tasks = _recover(
-        options, file, stack, owner=owner, status=status, signals=signals, progress=progress
+        options,
+        file,
+        stack,
+        owner=owner,
+        status=status,
+        signals=signals,
+        counters=counters,
+        progress=progress,
     )
     loop = Loop(
         engine,
@@ -213,7 +222,10 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
         tasks=tasks,
         idle_exit=options.idle_exit,
     )
+    stack.callback(counters.close)
     stack.callback(loop.close)
+    places = [counters_path(claim.endpoint, private=not options.bind) for claim in claims]
+    counters.share(next(filter(None, places), None))
     # What is there now stays: the collector need not look through it again and again
     gc.collect()
     gc.freeze()
@@ -236,6 +248,7 @@ def _recover(
     owner: Ownership,
     status: Status,
     signals: Signals,
+    counters: Counters,
     progress: Callable[[str, int], None],
 ) -> tuple[Engine, Tasks]:
     """An engine with what the data file and its journals hold."""
@@ -252,7 +265,7 @@ def _recover(
         longest,
         found.steps[longest],
     )
-    store = Store(found.table)
+    store = Store(found.table, counters)
     journal = Journal(
         file.path, durable=options.durability, known=found.known, highest=found.highest
     )

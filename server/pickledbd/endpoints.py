@@ -16,11 +16,14 @@ import stat
 from pathlib import Path
 
 from pickledbd.ownership import AlreadyOwnedError, Ownership
+from pickledbd_protocol.counters import COUNTERS_SUFFIX
 
 IPC_MAX = 107 if os.uname().sysname == "Linux" else 103
 """The longest path of a socket, in bytes (unix(7): sun_path, less its final NUL)."""
 
 PORT_MAX = 65535
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - what is made there is checked to be ours alone
 
 
 class CannotServe(Exception):
@@ -42,6 +45,24 @@ def private_endpoint(location: Path) -> str:
     return f"ipc://{directory}/{name}"
 
 
+def counters_path(endpoint: str, *, private: bool) -> Path | None:
+    """Where the counter table belongs for who reaches `endpoint`; None where there is none.
+
+    Beside the socket, where those who may connect can read it; a private one where it stays in
+    memory, since the directory for temporary files may be on a disk, whose pages now and then
+    have to wait.
+    """
+    if not endpoint.startswith("ipc://"):
+        return None
+    path = Path(endpoint.removeprefix("ipc://") + COUNTERS_SUFFIX)
+    if private and SHARED_MEMORY.is_dir():
+        directory = SHARED_MEMORY / path.parent.name
+        with contextlib.suppress(CannotServe, OSError):  # somebody else's: then beside the socket
+            _make_private_directory(directory)
+            return directory / path.name
+    return path
+
+
 def is_utf8(text: str) -> bool:
     """Whether a name from the system can be told to clients: JSON has only Unicode."""
     try:
@@ -51,9 +72,8 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def _make_private_directory(endpoint: str) -> None:
-    """Make the directory of a private endpoint, and make sure that it is this user's alone."""
-    directory = Path(endpoint.removeprefix("ipc://")).parent
+def _make_private_directory(directory: Path) -> None:
+    """Make a directory, if it is missing, and make sure that it is this user's alone."""
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
     found = directory.lstat()
@@ -109,7 +129,7 @@ class Claim:
         self.endpoint = endpoint
         self._private = private
         if private:
-            _make_private_directory(endpoint)
+            _make_private_directory(self._path.parent)
         self._lock: Ownership | None = None
         self._bound: tuple[int, int] | None = None
         if not endpoint.startswith("ipc://"):
@@ -148,7 +168,7 @@ class Claim:
         """
         if self._lock:
             if self._private:
-                _make_private_directory(self.endpoint)
+                _make_private_directory(self._path.parent)
             self._lock.restore()
             _refuse_unless_free(self.endpoint, self._path)
 

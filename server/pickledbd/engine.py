@@ -337,6 +337,7 @@ class Engine:
         """Forget what nobody will ask for any more."""
         self._retries.expire()
         self._batches.expire()
+        self._store.counters.keep_up()
 
     def gone(self, peer: Peer) -> None:
         """A reply could not be delivered: its peer has gone."""
@@ -457,6 +458,7 @@ class Engine:
             "limits": {"request_bytes": self._status.request_bytes},
             "durability": self._journal.durable,
             "features": FEATURES,
+            "counters": self._store.counters.told,
         }
 
     def _info(self, *, reset: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from pickledbd.records import entries as members
+from pickledbd.records import entries
 from pickledbd.store import Store
 from pickledbd.table import View
 from pickledbd_protocol import canonical
@@ -26,8 +26,10 @@ PART_BYTES = 2**18
 
 
 def get(store: Store, args: Args) -> bytes:
-    value = store.get(args["key"])
-    return b"{}" if value is None else b'{"value":%s}' % value
+    key = args["key"]
+    value = store.get(key)
+    members = [b'"value":%s' % value] if value is not None else []
+    return b"{%s}" % b",".join(members + store.counters.of(key))
 
 
 def exists(store: Store, args: Args) -> bytes:
@@ -129,7 +131,7 @@ def all_(view: View) -> Iterator[bytes]:
 
 
 def dump(view: View) -> Iterator[bytes]:
-    return _in_parts(b'{"items":{%b}}', (members(keys, values) for keys, values in view))
+    return _in_parts(b'{"items":{%b}}', (entries(keys, values) for keys, values in view))
 
 
 def _in_parts(template: bytes, texts: Iterable[bytes]) -> Iterator[bytes]:

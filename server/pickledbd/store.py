@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pickledbd.counters import Counters
 from pickledbd.table import Place, Table, View
 
 
@@ -37,8 +38,9 @@ class Change:
 class Store:
     """The content. `changes` counts every key set or removed since the start."""
 
-    def __init__(self, table: Table | None = None) -> None:
+    def __init__(self, table: Table | None = None, counters: Counters | None = None) -> None:
         self._table = Table() if table is None else table
+        self.counters = Counters() if counters is None else counters
         self._adopted: Table | None = None
         self._garbage: list[Table] = []
         self._log: list[Change] = []
@@ -63,6 +65,7 @@ class Store:
             table = self._adopted  # a new key comes after those that were adopted
         self._log.append(Change(table, key, value, table.set(key, value), count=self.changes))
         self.changes += 1
+        self.counters.changed(key)
 
     def remove(self, key: str) -> bytes | None:
         """The value removed, or None if there was no such key."""
@@ -72,7 +75,9 @@ class Store:
                 place = table.place(key)
                 removed = table.remove(key)
                 self._log.append(Change(table, key, None, removed, place, count=self.changes))
-        self.changes += removed is not None
+        if removed is not None:
+            self.changes += 1
+            self.counters.changed(key)
         return removed
 
     def last_key(self) -> str | None:
@@ -84,6 +89,7 @@ class Store:
         cleared, self._table = self._table, Table()
         self._log.append(Change(self._table, cleared=cleared, count=self.changes))
         self.changes += len(cleared)
+        self.counters.all_changed()
 
     # What the engine does with the changes that its handlers made
 
@@ -123,7 +129,9 @@ class Store:
         while len(self._log) > start:
             change = self._log.pop()
             self.changes = change.count
+            self.counters.changed(change.key)
             if change.cleared is not None:
+                self.counters.all_changed()
                 self._garbage.append(self._table)
                 self._table = change.cleared
             elif change.place is not None and change.before is not None:
@@ -152,10 +160,12 @@ class Store:
         self.changes += len(batch)
         if clear:
             self.changes += len(self._table)
+            self.counters.all_changed()
             self._garbage.append(self._table)
             self._table = batch
         else:
             self._adopted = batch
+            self.counters.changed_many((k for keys, _ in batch.view() for k in keys), len(batch))
 
     def fold(self) -> Iterator[None]:
         """Put what was adopted where it belongs, a little at each step."""

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from pickledbd import records
-from pickledbd_protocol import COMMANDS
+from pickledbd_protocol import COMMANDS, counters
 from pickledbd_protocol.errors import BY_CODE
 
 SPEC = (Path(__file__).parents[2] / "protocol" / "SPEC.md").read_text(encoding="utf-8")
@@ -56,10 +56,24 @@ def test_every_command_has_an_example():
     assert {r.get("op") for r in requests if isinstance(r, dict)} == COMMANDS.keys()
 
 
-def test_the_journal_s_format_is_the_code_s():
-    (block,) = re.findall(r"^```python format\n(.*?)^```", SPEC, re.MULTILINE | re.DOTALL)
+def format_of(heading):
+    """What the one block of Python in a section defines, its asserts having held."""
+    section = SPEC.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    (block,) = re.findall(r"^```python format\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     spec = {}
-    exec(block, spec)  # its asserts
+    exec(block, spec)
+    return spec
+
+
+def test_the_counter_table_s_layout_is_the_code_s():
+    spec = format_of("The counter table")
+    constants = {name: value for name, value in spec.items() if name.isupper()}
+    assert len(constants) == 11
+    assert constants == {name: getattr(counters, name) for name in constants}
+
+
+def test_the_journal_s_format_is_the_code_s():
+    spec = format_of("The journal")
     assert spec["FORMAT"] == records.FORMAT
     assert spec["HEADER_BYTES"] == records.HEADER_BYTES
     for text in (b"{}", b'{"set":{"k":"\xc3\xa4"}}', b'{"clear":true}' + b" " * 70_000):
@@ -68,5 +82,5 @@ def test_the_journal_s_format_is_the_code_s():
 
 
 def test_every_error_code_is_specified():
-    section = SPEC.split("## Errors")[1].split("## The data file")[0]
+    section = SPEC.split("## Errors")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` ", section, re.MULTILINE)) == BY_CODE.keys()

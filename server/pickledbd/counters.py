@@ -1,0 +1,209 @@
+"""The counter table: shared memory that tells clients which of the values they hold are current.
+
+May live here: the file, its mapping, and the robust mutex in it. SPEC.md, The counter table, is
+its prose. Each change of a key gives the key's slot a number that there never was before; the
+store does that at the change itself, so it is done before anybody is answered.
+
+The mutex is the lease. The loop's thread holds it as long as the daemon lives; when the thread
+dies, in whatever way, the kernel marks it (set_robust_list(2)), and does so before it lets go of
+the lock on the data file. So whoever serves next finds no client that still trusts this table,
+even if its file was removed: nobody has to wait for a time to run out, and while a daemon is
+merely stopped, its clients read on. Other systems than Linux know no such mutexes for all
+processes, and have no table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import mmap
+import os
+import secrets
+import sys
+import threading
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pickledbd_protocol import counters as layout
+
+log = logging.getLogger(__name__)
+
+PROCESS_SHARED = 1  # PTHREAD_PROCESS_SHARED of <pthread.h>, in glibc and musl
+ROBUST = 1  # PTHREAD_MUTEX_ROBUST
+MUTEX_ATTR_BYTES = 64  # more than any pthread_mutexattr_t
+FUTEX_TID_MASK = 0x3FFFFFFF  # <linux/futex.h>
+
+MANY = layout.SLOTS // 16
+"""Keys from which on it is quicker to renew every slot than that of each."""
+
+_MASK = layout.SLOTS - 1
+
+
+class Counters:
+    """One number a slot. Until a table is shared, or where it can't be, nobody else sees them."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Any] | None = None
+        """What clients are told of the table (SPEC.md); None if there is none."""
+        self._path: Path | None = None
+        self._file: os.stat_result
+        self._lease: _Lease | None = None
+        self._words: Any = array("Q", bytes(layout.TABLE_BYTES))
+        self._number = 0  # the highest that was given so far
+
+    # For the store
+
+    def changed(self, key: str) -> None:
+        """Nobody may take a value that he holds of `key` for current any more."""
+        self._number = number = self._number + 1
+        self._words[layout.FIRST_SLOT + (hash(key) & _MASK)] = number
+
+    def changed_many(self, keys: Iterable[str], count: int) -> None:
+        """The same for `count` keys at once."""
+        if count >= MANY:
+            self.all_changed()
+            return
+        self._number = number = self._number + 1
+        words, first = self._words, layout.FIRST_SLOT
+        for key in keys:
+            words[first + (hash(key) & _MASK)] = number
+
+    def all_changed(self) -> None:
+        """The same for every key."""
+        self._number += 1
+        self._words[layout.FIRST_SLOT :] = array("Q", [self._number]) * layout.SLOTS
+
+    def of(self, key: str) -> list[bytes]:
+        """Members of an answer that tell the slot of `key` and its number; none without a table."""
+        if self.told is None:
+            return []
+        slot = layout.FIRST_SLOT + (hash(key) & _MASK)
+        return [b'"slot":%d,"count":%d' % (slot, self._words[slot])]
+
+    # For the loop
+
+    def share(self, path: Path | None) -> None:
+        """Have the table at `path`, in place of what may stand there. Logs why, if it can't be.
+
+        To be called in the thread that serves, before it does. None: nobody could read it.
+        """
+        self._path = path
+        if path is None or not sys.platform.startswith("linux"):
+            return
+        try:
+            self._share(path)
+        except OSError as error:
+            log.warning(
+                "clients cannot keep values at hand: no table at %s: %s", path, error.strerror
+            )
+
+    def _share(self, path: Path) -> None:
+        _end_lease_of(path)
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        file = os.open(temporary, flags, 0o600)
+        try:
+            os.fchmod(file, 0o640)  # as the socket: for the group too, whatever the umask
+            # Else a full file system would end the daemon, at the first write to a page
+            os.posix_fallocate(file, 0, layout.TABLE_BYTES)
+            shared = mmap.mmap(file, layout.TABLE_BYTES)
+            table_id = secrets.token_bytes(layout.ID_BYTES)
+            shared[layout.MAGIC_AT : layout.ID_AT] = layout.MAGIC
+            shared[layout.ID_AT : layout.ID_AT + layout.ID_BYTES] = table_id
+            self._file = os.fstat(file)
+            temporary.rename(path)
+            self._lease = _Lease(shared)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        finally:
+            os.close(file)
+        self._words = memoryview(shared).cast("Q")
+        self.told = {
+            "path": os.fspath(path),
+            "id": table_id.hex(),
+            "lease_at": self._lease.place,
+            "lease": self._lease.value,
+        }
+
+    def keep_up(self) -> None:
+        """Have a table where new clients look for it, if somebody removed or replaced its file.
+
+        Who has the old one mapped is told by its lease that it does not count any more.
+        """
+        if self._path is not None and self._lease is not None and not self._in_place(self._path):
+            log.warning("%s was removed; making it again", self._path)
+            self.end()
+            self.share(self._path)
+
+    def end(self) -> None:
+        """Have nobody trust the table any more. Not its file's path, which may be another's."""
+        if self._lease is not None:
+            self._lease.end()
+        self._lease = self.told = None
+        self._words = array("Q", bytes(layout.TABLE_BYTES))
+
+    def close(self) -> None:
+        """End it, and remove its file."""
+        if self._path is not None and self._lease is not None and self._in_place(self._path):
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        self.end()
+
+    def _in_place(self, path: Path) -> bool:
+        try:
+            return os.path.samestat(path.lstat(), self._file)
+        except OSError:
+            return False
+
+
+class _Lease:
+    """A mutex at the beginning of a mapping, locked until the thread that made it dies."""
+
+    def __init__(self, shared: mmap.mmap) -> None:
+        self._libc = ctypes.CDLL(None)
+        self._mutex = ctypes.byref(ctypes.c_char.from_buffer(shared))  # which keeps it mapped
+        attributes = ctypes.create_string_buffer(MUTEX_ATTR_BYTES)
+        self._call("mutexattr_init", attributes)
+        self._call("mutexattr_setpshared", attributes, PROCESS_SHARED)
+        self._call("mutexattr_setrobust", attributes, ROBUST)
+        self._call("mutex_init", self._mutex, attributes)
+        self._call("mutex_lock", self._mutex)
+        self.place, self.value = self._word(memoryview(shared)[: layout.MUTEX_BYTES].cast("I"))
+
+    def _word(self, words: memoryview[int]) -> tuple[int, int]:
+        """Where in the mutex the kernel marks the death of its thread, and what stands there.
+
+        Libraries differ in the place; but by the kernel's rules it holds the thread's number.
+        """
+        for index, word in enumerate(words):
+            if word & FUTEX_TID_MASK == threading.get_native_id():
+                return index * layout.LEASE_BYTES, word
+        self.end()
+        raise OSError(errno.ENOTSUP, "a mutex of this system does not tell its thread")
+
+    def end(self) -> None:
+        self._call("mutex_unlock", self._mutex)
+
+    def _call(self, name: str, *args: Any) -> None:
+        error = getattr(self._libc, f"pthread_{name}")(*args)
+        if error:
+            raise OSError(error, os.strerror(error))
+
+
+def _end_lease_of(path: Path) -> None:
+    """End the lease of a table that a daemon before left, for certain: the kernel has done so."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        if os.pread(file, len(layout.MAGIC), layout.MAGIC_AT) == layout.MAGIC:
+            os.pwrite(file, bytes(layout.MUTEX_BYTES), 0)
+    finally:
+        os.close(file)
