@@ -6,7 +6,7 @@ method's value. Whoever has a socket, blocking or not, carries it there and back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -21,10 +21,13 @@ MISSING: Any = object()
 """A default that raises KeyError instead."""
 
 
-PART_BYTES = 2**14
-"""A batch over this size is sent in parts of about it, so that the daemon never has to halt."""
+WHOLE_BYTES = 2**17
+"""A batch over this size is sent in parts, so that the daemon never has to halt for long."""
 
-_PART_ITEMS = 100  # encoded at once; several such pieces make a part
+PART_BYTES = 2**15
+"""About the size of a part."""
+
+_PIECE_ITEMS = 256  # encoded at once, at most; several such pieces make a part
 
 
 @dataclass(slots=True)
@@ -76,25 +79,40 @@ def _pair_args(key: str, value: Any) -> bytes:
     return b'{"key":%s,"value":%s}' % (encode_key(key), encode_value(key, value))
 
 
-def _keys_args(keys: Iterable[Any]) -> bytes:
-    return b'{"keys":[%s]}' % b",".join(encode_key(str(key)) for key in keys)
+def _keys_call(op: str, keys: list[str], read: Callable[[Reply], T]) -> Call[T]:
+    try:
+        text = orjson.dumps(keys)
+    except TypeError:  # one by one, to name the key
+        text = b"[%b]" % b",".join(map(encode_key, keys))
+    return Call(op, b'{"keys":%b}' % text, read)
 
 
 def _items_call(op: str, items: Mapping[Any, Any]) -> Call[bool]:
     if not isinstance(items, Mapping):
         raise InvalidValue(f"keys and values are set from a mapping, not a {type(items).__name__}")
     pairs = iter({str(key): value for key, value in items.items()}.items())
-    parts = [b""]
-    while piece := dict(islice(pairs, _PART_ITEMS)):
+    pieces: list[bytes] = []
+    count = 16  # whatever a value's size, the first piece is not to be out of all proportion
+    while piece := dict(islice(pairs, count)):
         text = encode_items(piece)[1:-1]
-        if not parts[-1]:
-            parts[-1] = text
-        elif len(parts[-1]) + len(text) < PART_BYTES:
-            parts[-1] += b"," + text
-        else:
-            parts.append(text)
-    *before, last = (b'{"items":{%b}}' % part for part in parts)
+        pieces.append(text)
+        count = max(1, min(_PIECE_ITEMS, PART_BYTES * len(piece) // len(text)))
+    *before, last = (b'{"items":{%b}}' % part for part in _parts(pieces))
     return Call(op, last, _true, before)
+
+
+def _parts(pieces: list[bytes]) -> Iterator[bytes]:
+    """Pieces put together: all in one part, or else in parts of about PART_BYTES."""
+    limit = WHOLE_BYTES if sum(map(len, pieces)) <= WHOLE_BYTES else PART_BYTES
+    part: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        if part and size + len(piece) > limit:
+            yield b",".join(part)
+            part, size = [], 0
+        part.append(piece)
+        size += len(piece)
+    yield b",".join(part)
 
 
 def get(key: str, default: Any = None) -> Call[Any]:
@@ -131,7 +149,18 @@ def popitem() -> Call[tuple[str, Any]]:
 
 
 def get_many(keys: Iterable[Any]) -> Call[dict[str, Any]]:
-    return Call("get_many", _keys_args(keys), _items)
+    asked = list(map(str, keys))
+
+    def read(reply: Reply) -> dict[str, Any]:
+        values, missing = reply.result["values"], set(reply.result["missing"])
+        there = (
+            [key for index, key in enumerate(asked) if index not in missing] if missing else asked
+        )
+        if reply.binary:
+            values = map(reply.value, values)
+        return dict(zip(there, values, strict=True))
+
+    return _keys_call("get_many", asked, read)
 
 
 def set_many(items: Mapping[Any, Any]) -> Call[bool]:
@@ -139,7 +168,7 @@ def set_many(items: Mapping[Any, Any]) -> Call[bool]:
 
 
 def remove_many(keys: Iterable[Any]) -> Call[int]:
-    return Call("remove_many", _keys_args(keys), lambda reply: reply.result["removed"])
+    return _keys_call("remove_many", list(map(str, keys)), lambda reply: reply.result["removed"])
 
 
 def len_() -> Call[int]:

@@ -32,6 +32,7 @@ from pickledbd_protocol.lock_file import (
 )
 from pickledbd_protocol.values import (
     canonical,
+    canonical_items,
     check_integers,
     encode_items,
     encode_key,
@@ -62,6 +63,7 @@ __all__ = [
     "WritesRefused",
     "__version__",
     "canonical",
+    "canonical_items",
     "check_integers",
     "decode_reply",
     "decode_request",

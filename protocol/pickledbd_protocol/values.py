@@ -95,7 +95,8 @@ def encode_value(key: str, value: Any) -> bytes:
 def encode_items(items: Mapping[str, Any]) -> bytes:
     """`items` as the text of one JSON object; errors name the key at fault."""
     try:
-        if not any(type(value) is str and len(value) > TEXT_MAX for value in items.values()):
+        strings = [value for value in items.values() if type(value) is str]
+        if max(map(len, strings), default=0) <= TEXT_MAX:
             text = orjson.dumps(items, default=_binary)
             if b"null" in text:
                 _refuse_nan(items)
@@ -235,17 +236,36 @@ def canonical(key: str, value: Any) -> bytes:
     """The bytes to keep for a decoded JSON value. InvalidValue if it is nested too deeply."""
     try:
         text = orjson.dumps(value)
-        # Only where there are brackets enough for it is the depth worth measuring: orjson
-        # does that when it is left no more than MAX_DEPTH of its own limit.
-        if len(text) > MAX_DEPTH and text.count(b"[") + text.count(b"{") > MAX_DEPTH:
-            wrapped = value
-            for _ in range(_HEADROOM):
-                wrapped = [wrapped]
-            orjson.dumps(wrapped)
+        if len(text) > MAX_DEPTH:
+            _refuse_depth(value, text)
     except TypeError as error:
         raise InvalidValue(f"cannot store key {shown(key)}: {_reason(error)}") from None
     # orjson's own bytes object keeps the whole buffer it was written into (about 4 KB)
     return bytes(memoryview(text))
+
+
+def canonical_items(items: Mapping[str, Any]) -> dict[str, bytes]:
+    """The same for many keys at once, which takes half as long."""
+    dumps = orjson.dumps
+    try:
+        texts = {key: bytes(memoryview(dumps(value))) for key, value in items.items()}
+        if max(map(len, texts.values()), default=0) > MAX_DEPTH:
+            for key, text in texts.items():
+                if len(text) > MAX_DEPTH:
+                    _refuse_depth(items[key], text)
+    except TypeError:  # one by one, to name the key
+        return {key: canonical(key, value) for key, value in items.items()}
+    return texts
+
+
+def _refuse_depth(value: Any, text: bytes) -> None:
+    """Raise TypeError if `value`, whose text this is, is nested too deeply."""
+    # Only where there are brackets enough for it is the depth worth measuring: orjson does that
+    # when it is left no more than MAX_DEPTH of its own limit.
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH:
+        for _ in range(_HEADROOM):
+            value = [value]
+        orjson.dumps(value)
 
 
 def check_integers(text: bytes) -> None:

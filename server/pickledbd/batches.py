@@ -13,9 +13,9 @@ from itertools import islice
 from typing import Any
 
 from pickledbd.table import CHUNK, Table
-from pickledbd_protocol import PickleDBError, Request, RequestTimeout, TooLarge, canonical
+from pickledbd_protocol import PickleDBError, Request, RequestTimeout, TooLarge, canonical_items
 
-LARGE = 1000
+LARGE = 2000
 """Items of a batch that a turn does not apply by itself."""
 
 EXPIRE_MS = 60_000
@@ -75,7 +75,7 @@ class Batch:
         pairs = iter(items.items())
         try:
             while part := dict(islice(pairs, CHUNK)):
-                self.table.extend(list(part), [canonical(k, value) for k, value in part.items()])
+                self.table.extend(list(part), list(canonical_items(part).values()))
                 yield
         except PickleDBError as error:
             self._error = error

@@ -38,6 +38,9 @@ _Number = TypeVar("_Number", int, float)
 
 MIB = 2**20
 
+GC_THRESHOLD = 50_000
+"""Containers made until the collector looks at them: a batch holds thousands, and no circle."""
+
 MEBIBYTES_MAX = 1024
 """The largest --max-request: orjson crashes at a str of 2 GiB."""
 
@@ -229,6 +232,7 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
     # What is there now stays: the collector need not look through it again and again
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
     status.endpoints = loop.bind()
     owner.announce({"pid": os.getpid(), "state": "serving", "endpoints": status.endpoints})
     where = " and ".join(status.endpoints)

@@ -17,7 +17,7 @@ import orjson
 from pickledbd.records import entries
 from pickledbd.store import Store
 from pickledbd.table import View
-from pickledbd_protocol import canonical
+from pickledbd_protocol import canonical, canonical_items
 
 Args = dict[str, Any]
 
@@ -68,14 +68,16 @@ def popitem(store: Store, _args: Args) -> bytes:
 
 
 def get_many(store: Store, args: Args) -> bytes:
-    values = ((key, store.get(key)) for key in dict.fromkeys(args["keys"]))
-    return b'{"items":{%s}}' % b",".join(
-        b"%s:%s" % (orjson.dumps(key), value) for key, value in values if value is not None
-    )
+    values = store.get_many(args["keys"])
+    there = [value for value in values if value is not None]
+    missing = b"[]"
+    if len(there) < len(values):
+        missing = orjson.dumps([index for index, value in enumerate(values) if value is None])
+    return b'{"values":[%b],"missing":%b}' % (b",".join(there), missing)
 
 
 def set_many(store: Store, args: Args) -> bytes:
-    _set_all(store, _canonical_items(args["items"]))
+    store.set_many(canonical_items(args["items"]))
     return b"{}"
 
 
@@ -89,24 +91,15 @@ def len_(store: Store, _args: Args) -> bytes:
 
 
 def replace(store: Store, args: Args) -> bytes:
-    items = _canonical_items(args["items"])
+    items = canonical_items(args["items"])
     store.clear()
-    _set_all(store, items)
+    store.set_many(items)
     return b"{}"
 
 
 def purge(store: Store, _args: Args) -> bytes:
     store.clear()
     return b"{}"
-
-
-def _canonical_items(items: dict[str, Any]) -> dict[str, bytes]:
-    return {key: canonical(key, value) for key, value in items.items()}
-
-
-def _set_all(store: Store, items: dict[str, bytes]) -> None:
-    for key, value in items.items():
-        store.set(key, value)
 
 
 HANDLERS: dict[str, Callable[[Store, Args], bytes]] = {

@@ -64,7 +64,7 @@ CLOSING_MS = 1000
 """How long the last replies may take to leave when the daemon stops."""
 
 _NOBLOCK_MORE = zmq.NOBLOCK | zmq.SNDMORE
-_LARGE = 2**16  # libzmq copies what is smaller anyway
+_LARGE = 2**20  # what is smaller is copied quicker than pyzmq can arrange for it not to be
 
 
 class Signals:

@@ -15,7 +15,7 @@ What concerns the whole content has to wait until that is done (`folding`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pickledbd.counters import Counters
 from pickledbd.table import Place, Table, View
@@ -23,7 +23,7 @@ from pickledbd.table import Place, Table, View
 
 @dataclass(slots=True)
 class Change:
-    """One key set (`value`) or removed (None), or everything `cleared`; with the way back."""
+    """One key set (`value`) or removed (None), `many` set, or all `cleared`; and the way back."""
 
     table: Table
     key: str = ""
@@ -31,6 +31,9 @@ class Change:
     before: bytes | None = None
     place: Place | None = None
     cleared: Table | None = None
+    many: dict[str, bytes] | None = None
+    """Many keys set at once, whose values before are in `befores`."""
+    befores: list[bytes | None] = field(default_factory=list)
     count: int = 0
     """The store's `changes` before it."""
 
@@ -58,6 +61,22 @@ class Store:
             if value is not None:
                 return value
         return self._table.get(key)
+
+    def get_many(self, keys: list[str]) -> list[bytes | None]:
+        if self._adopted is not None:
+            return [self.get(key) for key in keys]
+        return self._table.get_many(keys)
+
+    def set_many(self, items: dict[str, bytes]) -> None:
+        if self._adopted is not None:
+            for key, value in items.items():
+                self.set(key, value)
+            return
+        table = self._table
+        befores = table.update(items)
+        self._log.append(Change(table, many=items, befores=befores, count=self.changes))
+        self.changes += len(items)
+        self.counters.changed_many(items, len(items))
 
     def set(self, key: str, value: bytes) -> None:
         table = self._table
@@ -108,6 +127,8 @@ class Store:
         for change in self._log[start:]:
             if change.cleared is not None:
                 sets, removed, cleared = {}, {}, True
+            elif change.many is not None:
+                sets.update(change.many)
             elif change.value is not None:
                 sets[change.key] = change.value
             else:
@@ -134,12 +155,16 @@ class Store:
                 self.counters.all_changed()
                 self._garbage.append(self._table)
                 self._table = change.cleared
+            elif change.many is not None:
+                self.counters.changed_many(change.many, len(change.many))
+                for key, before in zip(
+                    reversed(change.many), reversed(change.befores), strict=True
+                ):
+                    _restore(change.table, key, before)
             elif change.place is not None and change.before is not None:
                 change.table.put_back(change.key, change.before, change.place)
-            elif change.before is not None:
-                change.table.set(change.key, change.before)
             else:
-                change.table.remove(change.key)
+                _restore(change.table, change.key, change.before)
 
     # Whole contents
 
@@ -188,3 +213,10 @@ class Store:
         for table in [table for table in self._garbage if not table.viewed]:
             self._garbage.remove(table)
             yield from table.free()
+
+
+def _restore(table: Table, key: str, before: bytes | None) -> None:
+    if before is None:
+        table.remove(key)
+    else:
+        table.set(key, before)

@@ -13,7 +13,7 @@ bounded by the dicts, without what they hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 CHUNK = 341
 """Keys in a chunk: what a dict holds in 512 slots, so that a full chunk wastes nothing."""
@@ -121,6 +121,12 @@ class Table:
         number = self._index[hash(key) & _MASK].get(key)
         return None if number is None else self._chunks[number][key]
 
+    def get_many(self, keys: Iterable[str]) -> list[bytes | None]:
+        """The values of many keys; None where there is no such key."""
+        index, chunks = self._index, self._chunks
+        numbers = ((index[hash(key) & _MASK].get(key), key) for key in keys)
+        return [None if number is None else chunks[number][key] for number, key in numbers]
+
     def set(self, key: str, value: bytes) -> bytes | None:
         """Set one key, a new one last; its value before, or None."""
         shard = self._index[hash(key) & _MASK]
@@ -142,6 +148,22 @@ class Table:
         tail[key] = value
         self._length += 1
         return None
+
+    def update(self, items: Mapping[str, bytes]) -> list[bytes | None]:
+        """Set many keys; their values before. Quicker than one by one where they are there."""
+        index, chunks = self._index, self._chunks
+        before: list[bytes | None] = []
+        for key, value in items.items():
+            number = index[hash(key) & _MASK].get(key)
+            if number is None:
+                before.append(self.set(key, value))
+                continue
+            if self._views:
+                self._freeze(number)
+            chunk = chunks[number]
+            before.append(chunk[key])
+            chunk[key] = value
+        return before
 
     def extend(self, keys: list[str], values: list[bytes]) -> None:
         """Set many keys, no two of them the same; quicker than one by one where they are new."""

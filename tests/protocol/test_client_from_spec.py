@@ -313,8 +313,8 @@ def test_every_command_does_what_its_line_of_the_table_says(daemon, client):
     assert request("exists", key="b") == {"exists": True}
     assert request("exists", key="c") == {"exists": False}
     assert request("set_many", items={"c": 3, "d": 4, "a": 0}) == {}
-    assert request("get_many", keys=["d", "nobody", "a"]) == {"items": {"d": 4, "a": 0}}
-    assert request("get_many", keys=[]) == {"items": {}}
+    assert request("get_many", keys=["d", "nobody", "a"]) == {"values": [4, 0], "missing": [1]}
+    assert request("get_many", keys=[]) == {"values": [], "missing": []}
     assert request("all") == {"keys": ["a", "b", "c", "d"]}
     assert request("len") == {"len": 4}
     assert request("remove", key="b") == {"removed": True}
@@ -427,7 +427,8 @@ def test_bytes_and_objects_that_look_like_them_survive_a_save_at_every_depth(dae
     for key, value in values.items():
         client.set(key, value)
     assert repr(client.dump()) == repr(values)
-    raw = client.request("get_many", keys=["bytes", "one", "two", "two members"])["items"]
+    keys = ["bytes", "one", "two", "two members"]
+    raw = dict(zip(keys, client.request("get_many", keys=keys)["values"], strict=True))
     assert raw == {
         "bytes": look_alike,
         "one": {"$$binary": 1},

@@ -181,7 +181,9 @@ def test_a_key_that_is_asked_for_twice_is_answered_once(wired):
     wired.engine.receive(
         b"p", [b'{"id":1,"client":"c","op":"get_many","args":{"keys":["a","b","a"]}}']
     )
-    assert wired.engine.finish_turn() == [(b"p", b'{"id":1,"result":{"items":{"a":1}}}')]
+    assert wired.engine.finish_turn() == [
+        (b"p", b'{"id":1,"result":{"values":[1,1],"missing":[1]}}')
+    ]
 
 
 def test_order_is_that_of_insertion(wire):
