@@ -1,5 +1,6 @@
 """pickleDB's class, shared by threads and processes: `from pickledbd_client import PickleDB`."""
 
+from pickledbd_client.async_database import AsyncPickleDB
 from pickledbd_client.database import PickleDB
 from pickledbd_protocol import (
     InvalidKey,
@@ -16,6 +17,7 @@ from pickledbd_protocol import (
 )
 
 __all__ = [
+    "AsyncPickleDB",
     "InvalidKey",
     "InvalidValue",
     "NotAllowed",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -97,6 +98,10 @@ def _items_call(op: str, items: Mapping[Any, Any]) -> Call[bool]:
         text = encode_items(piece)[1:-1]
         pieces.append(text)
         count = max(1, min(_PIECE_ITEMS, PART_BYTES * len(piece) // len(text)))
+    return _pieces_call(op, pieces)
+
+
+def _pieces_call(op: str, pieces: list[bytes]) -> Call[bool]:
     *before, last = (b'{"items":{%b}}' % part for part in _parts(pieces))
     return Call(op, last, _true, before)
 
@@ -171,6 +176,42 @@ def remove_many(keys: Iterable[Any]) -> Call[int]:
     return _keys_call("remove_many", list(map(str, keys)), lambda reply: reply.result["removed"])
 
 
+def item(key: str, value: Any) -> bytes:
+    """One of the items of `set_items`."""
+    return b"%b:%b" % (encode_key(key), encode_value(key, value))
+
+
+def set_items(items: list[bytes]) -> Call[bool]:
+    return _pieces_call("set_many", items)
+
+
+def batch(steps: list[Call[Any]]) -> Call[list[Any]]:
+    """Several writes as one, which returns what each of them would."""
+    if len(steps) == 1:
+        (only,) = steps
+        return Call(only.op, only.args, lambda reply: [only.read(reply)], only.before)
+
+    def read(reply: Reply) -> list[Any]:
+        results = reply.result["results"]
+        return [
+            step.read(replace_(reply, result=result))
+            for step, result in zip(steps, results, strict=True)
+        ]
+
+    texts = (b'{"op":"%b","args":%b}' % (step.op.encode(), _all_args(step)) for step in steps)
+    return Call("batch", b'{"steps":[%b]}' % b",".join(texts), read)
+
+
+def _all_args(call: Call[Any]) -> bytes:
+    """The arguments of a call as if it were not sent in parts."""
+    if not call.before:
+        return call.args
+    inner = (
+        part.removeprefix(b'{"items":{').removesuffix(b"}}") for part in (*call.before, call.args)
+    )
+    return b'{"items":{%b}}' % b",".join(inner)
+
+
 def len_() -> Call[int]:
     return Call("len", b"{}", lambda reply: reply.result["len"])
 
@@ -203,5 +244,8 @@ def info(*, reset: bool) -> Call[dict[str, Any]]:
     return Call("info", b'{"reset":true}' if reset else b"{}", _result)
 
 
-def hello(versions: list[int]) -> Call[dict[str, Any]]:
-    return Call("hello", b'{"versions":%s}' % orjson.dumps(versions), _result)
+def hello(versions: list[int], met: Callable[[dict[str, Any]], None]) -> Call[None]:
+    """`met` is called with what the daemon tells of itself."""
+    return Call(
+        "hello", b'{"versions":%s}' % orjson.dumps(versions), lambda reply: met(reply.result)
+    )

@@ -29,7 +29,7 @@ from pickledbd_protocol import (
     Reply,
     RequestTimeout,
     TooLarge,
-    decode_reply,
+    decode_replies,
     encode_request,
     join_parts,
 )
@@ -149,10 +149,18 @@ class Channel:
 
     def greet(self, session: Session, deadline: Deadline) -> None:
         """Have the daemon tell of itself, as it is now. Raises as `exchange` does."""
-        reply = self.exchange(hello([PROTOCOL_VERSION]), session.next_id(), deadline)
+        call = self.greeting()
+        reply = self.exchange(call, session.next_id(), deadline)
         if reply.error is not None:
             raise reply.error
-        self.daemon = reply.result
+        call.read(reply)
+
+    def greeting(self) -> Call[None]:
+        """The request whose answer tells of the daemon; to be asked on this channel."""
+        return hello([PROTOCOL_VERSION], self._met)
+
+    def _met(self, daemon: dict[str, Any]) -> None:
+        self.daemon = daemon
         self._limit = self.daemon["limits"]["request_bytes"]
         self.counters = self.daemon.get("counters") if self.endpoint.startswith("ipc:") else None
 
@@ -216,6 +224,28 @@ class Channel:
         After any exception (RequestTimeout, ConnectionLostError, TooLarge, ProtocolError,
         KeyboardInterrupt) the channel has to be closed.
         """
+        for body in self.encode(call, self._client, request_id, deadline, first_sent=first_sent):
+            self.send(body)
+        _waiting.append(None)
+        try:
+            self._spin()
+            return self._receive(request_id, deadline)
+        except ProtocolError as error:  # it took the request, and nobody can read what it says
+            error.outcome_known = not COMMANDS[call.op].writes
+            raise
+        finally:
+            _waiting.pop()
+
+    def encode(
+        self,
+        call: Call[Any],
+        client: str,
+        request_id: int,
+        deadline: Deadline,
+        *,
+        first_sent: float | None = None,
+    ) -> list[bytes]:
+        """The messages of a request, to be sent here. TooLarge if the daemon would not take it."""
         size = len(call.args) + sum(map(len, call.before))
         size += _ENVELOPE * (len(call.before) + 1)
         if self._limit is not None and size > self._limit:
@@ -227,53 +257,65 @@ class Channel:
         left = remaining(deadline)
         budget_ms = 2**31 if left is None else int(left * 1000)
         age = None if first_sent is None else int((time.monotonic() - first_sent) * 1000) + 1
-        for part in call.before:
-            self._send(
-                encode_request(
-                    call.op, request_id, self._client, budget_ms, part, sent_ms_ago=age, more=True
-                )
-            )
-        self._send(
-            encode_request(call.op, request_id, self._client, budget_ms, call.args, sent_ms_ago=age)
+        bodies = [
+            encode_request(call.op, request_id, client, budget_ms, part, sent_ms_ago=age, more=True)
+            for part in call.before
+        ]
+        bodies.append(
+            encode_request(call.op, request_id, client, budget_ms, call.args, sent_ms_ago=age)
         )
-        _waiting.append(None)
-        try:
-            self._spin()
-            return self._receive(request_id, deadline)
-        except ProtocolError as error:  # it took the request, and nobody can read what it says
-            error.outcome_known = not COMMANDS[call.op].writes
-            raise
-        finally:
-            _waiting.pop()
+        return bodies
 
-    def _send(self, body: bytes) -> None:
+    def send(self, body: bytes) -> None:
+        """Send one message, without waiting for anything. ConnectionLostError."""
         try:
             self._socket.send(body, zmq.NOBLOCK)
         except zmq.Again:
             raise ConnectionLostError(sent=False) from None
 
+    def received(self) -> list[Reply]:
+        """What the next message from the daemon says; nothing if none has come. Does not wait.
+
+        ConnectionLostError, ProtocolError.
+        """
+        events = self._events()
+        if events & zmq.POLLIN:
+            # One frame; a further one would be taken for the next reply, and be refused
+            return decode_replies(self._socket.recv(zmq.NOBLOCK))
+        if not events & zmq.POLLOUT:
+            raise ConnectionLostError(sent=True)
+        return []
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when there may be something to receive.
+
+        It tells that once: afterwards, and after each `send`, `received` is to be called until
+        it returns nothing.
+        """
+        return self._socket.fileno()
+
     def _receive(self, request_id: int, deadline: Deadline) -> Reply:
         parts: list[Reply] = []
         left = remaining(deadline)
         while True:
-            events = self._events()
-            if events & zmq.POLLIN:
-                # One frame; a further one would be taken for the next reply, and be refused
-                reply = decode_reply(self._socket.recv(zmq.NOBLOCK))
+            replies = self.received()
+            if not replies:
+                self._wait(deadline)
+            for reply in replies:
                 if reply.id != request_id:
-                    raise ProtocolError(
-                        f"the daemon at {self.endpoint} answered request {reply.id} when asked "
-                        f"{request_id}: {reply.error or 'no error given'}"
-                    )
+                    raise self.unexpected(reply)
                 parts.append(reply)
                 if not reply.more:
                     return join_parts(parts)
                 # A part, be it an empty one, tells that the daemon is at it
                 deadline = None if left is None else time.monotonic() + left
-            elif not events & zmq.POLLOUT:
-                raise ConnectionLostError(sent=True)
-            else:
-                self._wait(deadline)
+
+    def unexpected(self, reply: Reply) -> ProtocolError:
+        """The error where a reply belongs to no request."""
+        return ProtocolError(
+            f"the daemon at {self.endpoint} answered request {reply.id}, which is none that "
+            f"waits: {reply.error or 'no error given'}"
+        )
 
     def _events(self) -> int:
         return self._socket.get(zmq.EVENTS)  # type: ignore[return-value] # EVENTS is an int

@@ -16,7 +16,8 @@ from typing import Any
 
 import orjson
 
-from pickledbd_client.database import DEFAULT_ENDPOINT, PickleDB
+from pickledbd_client.database import PickleDB
+from pickledbd_client.route import DEFAULT_ENDPOINT
 from pickledbd_protocol import (
     PickleDBError,
     __version__,

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pickledbd_client import calls
+from pickledbd_client.batch import Batch
 from pickledbd_client.cache import ABSENT, UNKNOWN
 from pickledbd_client.content import Content
 from pickledbd_client.link import Link
-from pickledbd_protocol import Unavailable
-
-DEFAULT_ENDPOINT = "ipc:///run/pickledbd/default.sock"
-"""Where the system service listens (systemd/README.md)."""
-
-PORT_MAX = 65535
+from pickledbd_client.route import DEFAULT_CACHE_BYTES, DEFAULT_TIMEOUT, Location, Route
 
 
 class PickleDB(MutableMapping[str, Any]):
@@ -47,37 +41,20 @@ class PickleDB(MutableMapping[str, Any]):
 
     def __init__(
         self,
-        location: str | bytes | os.PathLike[str] | None = None,
+        location: Location = None,
         *,
-        timeout: float | None = 5.0,
-        cache_bytes: int = 32 * 2**20,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
         autostart: bool = True,
         curve: Any = None,
     ) -> None:
-        if curve is not None:
-            raise Unavailable("this release of pickledbd has no CURVE; curve must be None")
-        if timeout is not None and not 0 < timeout < float("inf"):
-            raise ValueError(f"timeout must be a number of seconds over 0, or None: {timeout!r}")
-        if type(cache_bytes) is not int or cache_bytes < 0:
-            raise ValueError(f"cache_bytes must be a number of bytes, 0 or more: {cache_bytes!r}")
-        if location is None:
-            location = os.environ.get("PICKLEDBD_URL") or DEFAULT_ENDPOINT
-        location = os.fsdecode(location)
-        if not location:
-            raise Unavailable("the location is empty: it is a path or an endpoint")
-        self._options: dict[str, Any] = {
-            "timeout": timeout,
-            "cache_bytes": cache_bytes,
-            "autostart": autostart,
-        }
-        self._link = Link(_target(location), timeout, cache_bytes=cache_bytes, autostart=autostart)
-        self._cache = self._link.cache
-        self._link.connect()
-        self.location: str = (
-            os.path.expanduser(location)  # noqa: PTH111 - pickleDB's own attribute: not normalised
-            if isinstance(self._link.target, Path)
-            else self._link.daemon["location"]
+        self._route = Route(
+            location, timeout=timeout, cache_bytes=cache_bytes, autostart=autostart, curve=curve
         )
+        self._cache = self._route.cache
+        self._link = Link(self._route)
+        self._link.connect()
+        self.location: str = self._route.location
         """The database file, as pickleDB tells it."""
 
     # As in pickleDB
@@ -227,6 +204,15 @@ class PickleDB(MutableMapping[str, Any]):
         """Remove `keys`; how many of them were there."""
         return self._link.request(calls.remove_many(keys))
 
+    def batch(self) -> Batch:
+        """Several writes as one: `with db.batch() as batch: batch.set(...); batch.remove(...)`.
+
+        They are sent at the end of the block, as one request: all of them happen at once, or, if
+        one of them is refused, none. An exception in the block means none. Then `batch.results`
+        has what each of them returned.
+        """
+        return Batch(self._link.request)
+
     # About itself
 
     def info(self, *, reset: bool = False) -> dict[str, Any]:
@@ -248,7 +234,7 @@ class PickleDB(MutableMapping[str, Any]):
         return f"{type(self).__name__}({self.location!r})"
 
     def __reduce__(self) -> Any:
-        return partial(type(self), **self._options), (os.fspath(self._link.target),)
+        return partial(type(self), **self._route.options), (os.fspath(self._route.target),)
 
 
 class _Items(ItemsView[str, Any]):
@@ -266,14 +252,3 @@ class _Values(ValuesView[Any]):
 
     def __contains__(self, value: object) -> bool:
         return value in list(self)
-
-
-def _target(location: str) -> str | Path:
-    """An endpoint as it is; a path with everything resolved, as its owner knows it."""
-    scheme = re.match(r"([a-z]+)://", location)
-    if scheme is None:
-        return Path(os.path.realpath(os.path.expanduser(location)))  # noqa: PTH111 - as pickleDB does
-    port = re.fullmatch(r"tcp://(?:\[[^\]]+\]|[^:/]+):(\d{1,5})", location)
-    if not location.startswith("ipc:///") and not (port and int(port[1]) <= PORT_MAX):
-        raise Unavailable(f"{location}: the location is a path, ipc:///PATH or tcp://ADDRESS:PORT")
-    return location

@@ -1,14 +1,16 @@
 """What server and client agree on: commands, codec, errors, lock file, value rules. No I/O."""
 
 from pickledbd_protocol.codec import (
+    GATHERED_MAX,
     Refused,
     Reply,
     Request,
-    decode_reply,
-    decode_request,
+    decode_replies,
+    decode_requests,
     encode_error,
     encode_reply,
     encode_request,
+    gather,
     join_parts,
 )
 from pickledbd_protocol.commands import COMMANDS, Command
@@ -45,6 +47,7 @@ from pickledbd_protocol.version import PROTOCOL_VERSION, __version__
 __all__ = [
     "BEING_STARTED",
     "COMMANDS",
+    "GATHERED_MAX",
     "LOCK_SUFFIX",
     "PROTOCOL_VERSION",
     "Command",
@@ -65,14 +68,15 @@ __all__ = [
     "canonical",
     "canonical_items",
     "check_integers",
-    "decode_reply",
-    "decode_request",
+    "decode_replies",
+    "decode_requests",
     "encode_error",
     "encode_items",
     "encode_key",
     "encode_reply",
     "encode_request",
     "encode_value",
+    "gather",
     "join_parts",
     "may_be_written",
     "owner_told",

@@ -1,7 +1,7 @@
 """Requests and replies to bytes and back, without I/O. SPEC.md, Messages, is its prose.
 
-The invariant that is fuzzed: whatever the bytes, `decode_request` returns a Request or a
-Refused, and `decode_reply` returns a Reply or raises ProtocolError; never another error.
+The invariant that is fuzzed: whatever the bytes, `decode_requests` returns Requests and
+Refuseds, and `decode_replies` returns Replies or raises ProtocolError; never another error.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from pickledbd_protocol.values import check_integers, may_hold_binary, restore
 
 ID_MAX = 2**53 - 1
 """Request ids are integers that every language's JSON reads exactly."""
+
+GATHERED_MAX = 128
+"""Requests in one message, at most."""
 
 CLIENT_MAX = 64
 """The longest client id, in characters."""
@@ -90,15 +93,53 @@ def encode_request(
     )
 
 
-def decode_request(frames: Sequence[bytes]) -> Request | Refused:
+def gather(bodies: Sequence[bytes]) -> bytes:
+    """One body frame of several requests, or of several replies."""
+    return b"[%b]" % b",".join(bodies) if len(bodies) > 1 else bodies[0]
+
+
+def decode_requests(frames: Sequence[bytes]) -> list[Request | Refused]:
     """What one message (its frames behind the routing id) asks for."""
-    request_id: int | None = None
-    is_part = False
     try:
         if len(frames) != 1:
             raise ProtocolError(f"a request is one frame, not {len(frames)} (use DEALER, not REQ)")
         body = frames[0]
-        envelope = _envelope(body)
+        found = _load(body)
+        if type(found) is not list:
+            return [_decode_request(found, body)]
+        if not 0 < len(found) <= GATHERED_MAX:
+            raise ProtocolError(f"a message holds 1 to {GATHERED_MAX} requests")
+    except ProtocolError as error:
+        return [Refused(None, error)]
+    wrong: PickleDBError | None = None
+    try:
+        check_integers(body)
+    except PickleDBError as error:
+        wrong = error
+    requests = [_decode_request(one, body, gathered=True) for one in found]
+    if wrong is not None:  # nobody can tell whose it is
+        return [
+            Refused(request.id, wrong)
+            if isinstance(request, Request) and request.command.writes
+            else request
+            for request in requests
+        ]
+    return requests
+
+
+def _load(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(f"the request is not JSON: {error}") from None
+
+
+def _decode_request(envelope: Any, body: bytes, *, gathered: bool = False) -> Request | Refused:
+    request_id: int | None = None
+    is_part = False
+    try:
+        if type(envelope) is not dict:
+            raise ProtocolError("a request is a JSON object")
         request_id = _request_id(envelope)
         client = envelope.get("client")
         budget_ms = envelope.get("budget_ms")
@@ -113,26 +154,18 @@ def decode_request(frames: Sequence[bytes]) -> Request | Refused:
         command = COMMANDS.get(op) if type(op) is str else None
         if command is None:
             raise ProtocolError(f"this daemon knows no command {str(op)[:80]!r}")
-        if type(more) is not bool or (more and not command.parts):
-            raise ProtocolError(f"{command.name}: more is for large set_many and replace")
+        if type(more) is not bool or (more and (gathered or not command.parts)):
+            raise ProtocolError(
+                f"{command.name}: more is for large set_many and replace, in messages of their own"
+            )
         is_part = more
         args = envelope.get("args", {})
         check_args(command, args)
-        if command.writes:
+        if command.writes and not gathered:
             check_integers(body)
     except PickleDBError as error:
         return Refused(request_id, error, is_part)
     return Request(request_id, client, budget_ms, command, args, sent_ms_ago, more, len(body))
-
-
-def _envelope(body: bytes) -> dict[str, Any]:
-    try:
-        envelope = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise ProtocolError(f"the request is not JSON: {error}") from None
-    if type(envelope) is not dict:
-        raise ProtocolError("a request is a JSON object")
-    return envelope
 
 
 def _request_id(envelope: dict[str, Any]) -> int:
@@ -160,22 +193,28 @@ def encode_error(request_id: int | None, error: PickleDBError) -> bytes:
         return orjson.dumps({"id": request_id, "error": told})
 
 
-def decode_reply(body: bytes) -> Reply:
-    """What one message from the daemon says. ProtocolError if it is no reply."""
+def decode_replies(body: bytes) -> list[Reply]:
+    """What one message from the daemon says. ProtocolError if it is no reply, nor several."""
     try:
-        envelope = orjson.loads(body)
-        request_id, result = envelope["id"], envelope.get("result", {})
-        error = None
-        if "error" in envelope:
-            told = envelope["error"]
-            error = BY_CODE.get(told["code"], PickleDBError)(told["message"])
-            if told.get("outcome_known") is False:
-                error.outcome_known = False
-        if type(result) is not dict or not (request_id is None or type(request_id) is int):
-            raise TypeError
+        found = orjson.loads(body)
+        binary = may_hold_binary(body)
+        envelopes = found if type(found) is list else [found]
+        return [_reply(envelope, binary=binary) for envelope in envelopes]
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise ProtocolError(f"not a pickledbd reply: {body[:80]!r}") from None
-    return Reply(request_id, result, error, envelope.get("more") is True, may_hold_binary(body))
+
+
+def _reply(envelope: dict[str, Any], *, binary: bool) -> Reply:
+    request_id, result = envelope["id"], envelope.get("result", {})
+    error = None
+    if "error" in envelope:
+        told = envelope["error"]
+        error = BY_CODE.get(told["code"], PickleDBError)(told["message"])
+        if told.get("outcome_known") is False:
+            error.outcome_known = False
+    if type(result) is not dict or not (request_id is None or type(request_id) is int):
+        raise TypeError
+    return Reply(request_id, result, error, envelope.get("more") is True, binary)
 
 
 def join_parts(parts: Sequence[Reply]) -> Reply:

@@ -30,6 +30,20 @@ def _is_items(value: Any) -> bool:
     return type(value) is dict
 
 
+def _is_steps(value: Any) -> bool:
+    return type(value) is list and all(map(_is_step, value))
+
+
+def _is_step(value: Any) -> bool:
+    if type(value) is not dict or value.keys() - {"op", "args"} or type(value.get("op")) is not str:
+        return False
+    command = COMMANDS.get(value["op"])
+    if command is None or not command.steps:
+        return False
+    check_args(command, value.get("args", {}))
+    return True
+
+
 def _is_flag(value: Any) -> bool:
     return type(value) is bool
 
@@ -51,6 +65,7 @@ KEYS = Kind(_is_keys, "an array of strings")
 VALUE = Kind(_any, "any JSON value")
 ITEMS = Kind(_is_items, "an object")
 FLAG = Kind(_is_flag, "true or false")
+STEPS = Kind(_is_steps, "an array of objects with the op and args of writes")
 VERSIONS = Kind(_is_versions, "an array of integers")
 
 
@@ -62,6 +77,7 @@ class Command:
     `waits`: its reply may come much later than those of commands sent after it.
     `whole`: it concerns the whole content, not some keys of it.
     `parts`: a large one may be sent in several messages.
+    `steps`: it may be a step of a batch.
     """
 
     name: str
@@ -71,6 +87,7 @@ class Command:
     waits: bool = False
     whole: bool = False
     parts: bool = False
+    steps: bool = False
 
 
 COMMANDS: dict[str, Command] = {
@@ -84,21 +101,22 @@ COMMANDS: dict[str, Command] = {
         # one key
         Command("get", {"key": KEY}),
         Command("exists", {"key": KEY}),
-        Command("set", {"key": KEY, "value": VALUE}, writes=True),
+        Command("set", {"key": KEY, "value": VALUE}, writes=True, steps=True),
         Command("setdefault", {"key": KEY, "value": VALUE}, writes=True),
-        Command("remove", {"key": KEY}, writes=True),
+        Command("remove", {"key": KEY}, writes=True, steps=True),
         Command("pop", {"key": KEY}, writes=True),
         Command("popitem", writes=True, whole=True),
         # many keys, each command all-or-nothing
         Command("get_many", {"keys": KEYS}),
-        Command("set_many", {"items": ITEMS}, writes=True, parts=True),
-        Command("remove_many", {"keys": KEYS}, writes=True),
+        Command("set_many", {"items": ITEMS}, writes=True, parts=True, steps=True),
+        Command("remove_many", {"keys": KEYS}, writes=True, steps=True),
         # the whole database
         Command("len", whole=True),
         Command("all", whole=True, waits=True),
         Command("dump", whole=True, waits=True),
         Command("replace", {"items": ITEMS}, writes=True, whole=True, parts=True),
-        Command("purge", writes=True, whole=True),
+        Command("purge", writes=True, whole=True, steps=True),
+        Command("batch", {"steps": STEPS}, writes=True, whole=True),
     )
 }
 

@@ -38,9 +38,10 @@ from pickledbd_protocol import (
     Unavailable,
     WritesRefused,
     __version__,
-    decode_request,
+    decode_requests,
     encode_error,
     encode_reply,
+    gather,
 )
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ TICK_SECONDS = 0.05
 HELD_AT_ONCE = 64
 """Requests of a connection, held until its batch counts, that are taken up between two turns."""
 
-FEATURES = ["repeats", "parts"]
+FEATURES = ["repeats", "parts", "gather"]
 """What this daemon can do beyond the first protocol version 1 (SPEC.md, The first exchange)."""
 
 
@@ -100,18 +101,24 @@ class Engine:
         self._freeing = False
         self._tick_at = 0.0
         self._gone: set[Peer] = set()
+        self._gathering: set[Peer] = set()  # who have asked for several things in one message
 
     # Turns
 
     def receive(self, peer: Peer, frames: Sequence[bytes]) -> None:
         """Take in one message."""
-        request = decode_request(frames)
-        if not isinstance(request, Refused):
-            self._admit(peer, request)
-        elif request.is_part and request.id is not None:
-            self._batches.refuse(peer, request.id, request.error)
-        else:
-            self._replies.append((peer, encode_error(request.id, request.error)))
+        requests = decode_requests(frames)
+        if len(requests) > 1:
+            self._gathering.add(peer)
+        for request in requests:
+            if self.turn_over:  # by the request before, of the same message
+                self._replies = self.finish_turn()
+            if not isinstance(request, Refused):
+                self._admit(peer, request)
+            elif request.is_part and request.id is not None:
+                self._batches.refuse(peer, request.id, request.error)
+            else:
+                self._replies.append((peer, encode_error(request.id, request.error)))
 
     def _admit(self, peer: Peer, request: Request) -> None:
         if peer in self._held:  # what one connection asks is applied in that order
@@ -129,6 +136,7 @@ class Engine:
         try:
             reply = self._apply(peer, request)
         except PickleDBError as error:
+            self._store.roll_back(start)
             reply = encode_error(request.id, error)
         except Exception:
             # Whatever it was, it was one request's; the others must go on.
@@ -218,7 +226,21 @@ class Engine:
         self.turn_over = False
         self._replies += self._turn_replies
         self._turn_replies.clear()
+        if self._gathering:
+            self._gather_replies()
         return self.take_replies()
+
+    def _gather_replies(self) -> None:
+        """Answer those who asked for several things in one message in one message too."""
+        several: dict[Peer, list[bytes]] = {peer: [] for peer in self._gathering}
+        others: list[tuple[Peer, bytes]] = []
+        for peer, reply in self._replies:
+            if peer in several:
+                several[peer].append(reply)
+            else:
+                others.append((peer, reply))
+        self._gathering.clear()
+        self._replies = others + [(peer, gather(some)) for peer, some in several.items() if some]
 
     def _begin_tasks(self) -> None:
         """Begin what the turn asked for and takes long."""

@@ -1,10 +1,9 @@
 """What each command on the data does: a function of the store and the arguments.
 
 May live here: handlers, and nothing that touches sockets or files. Each takes the store and
-arguments whose shape the command table has checked, and returns the text of its result. A handler
-proves everything before it changes anything, so an error leaves no trace. What answers with the
-whole content takes a view of it instead, and gives its results in parts, with empty ones where
-there is nothing to send yet.
+arguments whose shape the command table has checked, and returns the text of its result. If it
+raises, what it has changed is undone. What answers with the whole content takes a view of it
+instead, and gives its results in parts, with empty ones where there is nothing to send yet.
 """
 
 from __future__ import annotations
@@ -102,6 +101,11 @@ def purge(store: Store, _args: Args) -> bytes:
     return b"{}"
 
 
+def batch(store: Store, args: Args) -> bytes:
+    results = (HANDLERS[step["op"]](store, step.get("args", {})) for step in args["steps"])
+    return b'{"results":[%b]}' % b",".join(results)
+
+
 HANDLERS: dict[str, Callable[[Store, Args], bytes]] = {
     "get": get,
     "exists": exists,
@@ -116,6 +120,7 @@ HANDLERS: dict[str, Callable[[Store, Args], bytes]] = {
     "len": len_,
     "replace": replace,
     "purge": purge,
+    "batch": batch,
 }
 
 

@@ -11,17 +11,19 @@ from hypothesis import strategies as st
 
 from pickledbd_protocol import (
     COMMANDS,
+    GATHERED_MAX,
     InvalidValue,
     PickleDBError,
     ProtocolError,
     Refused,
     Reply,
     Request,
-    decode_reply,
-    decode_request,
+    decode_replies,
+    decode_requests,
     encode_error,
     encode_reply,
     encode_request,
+    gather,
     join_parts,
 )
 from pickledbd_protocol.errors import BY_CODE, RequestTimeout, Unavailable
@@ -51,30 +53,82 @@ wrong_shapes = st.fixed_dictionaries(
 bodies = st.binary() | json_values.map(lambda v: json.dumps(v).encode()) | wrong_shapes
 
 
-@given(st.lists(bodies, max_size=10) | bodies.map(lambda body: [body]))
-def test_any_frames_are_a_request_or_are_refused(frames):
-    request = decode_request(frames)
-    if isinstance(request, Refused):
-        assert isinstance(request.error, PickleDBError)
-        told = decode_reply(encode_error(request.id, request.error))
-        assert told.id == request.id
-        assert str(told.error) == str(request.error)
-    else:
-        assert isinstance(request, Request)
-        command = request.command
-        assert command.args.keys() <= request.args.keys()
-        assert request.args.keys() <= command.args.keys() | command.optional.keys()
-        assert request.size == len(frames[0])
-        assert command.parts or not request.more
+messages = bodies | st.lists(bodies, max_size=3).map(lambda some: b"[%b]" % b",".join(some))
 
 
-@given(bodies)
-def test_any_bytes_are_a_reply_or_a_protocol_error(body):
+def decode_request(frames):
+    (request,) = decode_requests(frames)
+    return request
+
+
+def decode_reply(body):
+    (reply,) = decode_replies(body)
+    return reply
+
+
+@given(st.lists(messages, max_size=10) | messages.map(lambda body: [body]))
+def test_any_frames_are_requests_or_are_refused(frames):
+    requests = decode_requests(frames)
+    assert 1 <= len(requests) <= GATHERED_MAX
+    for request in requests:
+        if isinstance(request, Refused):
+            assert isinstance(request.error, PickleDBError)
+            told = decode_reply(encode_error(request.id, request.error))
+            assert told.id == request.id
+            assert str(told.error) == str(request.error)
+        else:
+            assert isinstance(request, Request)
+            command = request.command
+            assert command.args.keys() <= request.args.keys()
+            assert request.args.keys() <= command.args.keys() | command.optional.keys()
+            assert request.size == len(frames[0])
+            assert (command.parts and len(requests) == 1) or not request.more
+
+
+@given(messages)
+def test_any_bytes_are_replies_or_a_protocol_error(body):
     try:
-        reply = decode_reply(body)
+        replies = decode_replies(body)
     except ProtocolError:
         return
-    assert isinstance(reply, Reply)
+    assert all(isinstance(reply, Reply) for reply in replies)
+
+
+def test_several_requests_in_a_message_are_read_as_each_would_be_alone():
+    alone = [
+        encode_request("get", 7, "me", 1500, b'{"key":"k"}'),
+        encode_request("get", 8, "me", 1500, b'{"kee":"k"}'),
+        encode_request("set", 9, "you", 1500, b'{"key":"k","value":{"n":[12345678901234567890]}}'),
+    ]
+    got, refused, put = decode_requests([gather(alone)])
+    for request, body in ((got, alone[0]), (put, alone[2])):
+        expected = decode_request([body])
+        expected.size = len(gather(alone))
+        assert request == expected
+    assert (refused.id, str(refused.error)) == (8, str(decode_request([alone[1]]).error))
+    replies = [encode_reply(7, b'{"value":1}'), encode_error(8, refused.error)]
+    assert [reply.id for reply in decode_replies(gather(replies))] == [7, 8]
+    assert gather(alone[:1]) == alone[0]
+
+
+def test_an_integer_over_64_bits_refuses_the_writes_of_its_message():
+    bodies = [
+        encode_request("get", 1, "me", 0, b'{"key":"k"}'),
+        encode_request("set", 2, "me", 0, b'{"key":"k","value":18446744073709551616}'),
+        encode_request("set", 3, "me", 0, b'{"key":"k","value":1}'),
+    ]
+    got, *refused = decode_requests([gather(bodies)])
+    assert (got.id, got.command.name) == (1, "get")
+    assert [(r.id, type(r.error)) for r in refused] == [(2, InvalidValue), (3, InvalidValue)]
+
+
+def test_a_message_holds_no_more_requests_than_it_may():
+    body = encode_request("ping", 1, "me", 0, b"{}")
+    assert all(isinstance(r, Request) for r in decode_requests([gather([body] * GATHERED_MAX)]))
+    for message in (gather([body] * (GATHERED_MAX + 1)), b"[]"):
+        assert "1 to 128" in str(decode_request([message]).error)
+    part = encode_request("set_many", 1, "me", 0, b'{"items":{}}', more=True)
+    assert [type(r) for r in decode_requests([gather([body, part])])] == [Request, Refused]
 
 
 def test_a_request_is_read_as_it_was_written():

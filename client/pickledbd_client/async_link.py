@@ -1,0 +1,388 @@
+"""An AsyncPickleDB's way to its daemon: a line for each event loop, with many requests in flight.
+
+Everything here runs in the thread of an event loop, but for `_connect_in_thread`. A line has one
+connection. Replies find their requests by their ids, so a request that was cancelled or has timed
+out is merely forgotten, and its late reply with it.
+
+What the daemon remembers of a client is the answer to its last write. So each write in flight
+has a client's name of its own, borrowed from the line for as long as it is, and all of them can be
+sent again when a connection breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+import uuid
+from collections import deque
+from typing import Any
+
+from pickledbd_client.calls import Call, T
+from pickledbd_client.channel import Channel, ConnectionLostError, Deadline, Session
+from pickledbd_client.route import Route
+from pickledbd_protocol import (
+    COMMANDS,
+    GATHERED_MAX,
+    NotAllowed,
+    PickleDBError,
+    ProtocolError,
+    Reply,
+    TooLarge,
+    Unavailable,
+    gather,
+    join_parts,
+)
+
+GATHER_BYTES = 2**15
+"""A message of several requests is sent before it is larger."""
+
+IN_FLIGHT = 1000
+"""Requests of a connection that are sent and not answered; further ones wait for their turn."""
+
+_inherited: list[_Line] = []  # a parent's lines, never to be used or closed by its child
+
+
+class AsyncLink:
+    """Requests by `route`, from the coroutines of any number of event loops."""
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+        self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
+        self._pid = os.getpid()
+        self._closed = False
+
+    async def request(self, call: Call[T]) -> T:
+        """Ask `call` and return its value. Raises what the daemon replied, or why there is none.
+
+        If the daemon goes away it is asked again when it, or another in its place, is there.
+        """
+        if self._closed:
+            raise self._route.closed()
+        line = self._line()
+        asked = line.ask(call)
+        try:
+            reply = await asked.answer
+        except asyncio.CancelledError:
+            line.forget(asked)
+            raise
+        if reply.error is not None:
+            raise reply.error
+        return call.read(reply)
+
+    def hang_up(self) -> None:
+        """Drop this event loop's connection. What is still in flight raises Unavailable."""
+        line = self._lines.pop(asyncio.get_running_loop(), None)
+        if line is not None and self._pid == os.getpid():
+            line.close(self._route.closed())
+
+    def close(self) -> None:
+        """Have no connection and no cache any more."""
+        self._closed = True
+        self._route.cache.close()
+        self.hang_up()
+
+    def _line(self) -> _Line:
+        if self._pid != os.getpid():
+            _inherited.extend(self._lines.values())
+            self._lines = {}
+            self._pid = os.getpid()
+        loop = asyncio.get_running_loop()
+        line = self._lines.get(loop)
+        if line is None:
+            for other in [other for other in list(self._lines) if other.is_closed()]:
+                self._lines.pop(other).abandon()
+            line = self._lines[loop] = _Line(self._route, loop)
+        return line
+
+
+class _Asked:
+    """A request on its way."""
+
+    __slots__ = ("answer", "call", "client", "deadline", "id", "parts", "patience", "sent")
+
+    def __init__(
+        self, call: Call[Any], number: int, client: str, answer: asyncio.Future[Reply]
+    ) -> None:
+        self.call = call
+        self.id = number
+        self.client = client
+        self.answer = answer
+        self.deadline: Deadline = None
+        self.patience: float | None = None  # seconds that each part of the answer may take
+        self.sent: float | None = None  # when it was first sent
+        self.parts: list[Reply] = []
+
+
+class _Line:
+    """The requests of one event loop, and its connection."""
+
+    def __init__(self, route: Route, loop: asyncio.AbstractEventLoop) -> None:
+        self._route = route
+        self._loop = loop
+        self._channel: Channel | None = None
+        self._connecting = False
+        self._closed = False
+        self._session = Session()  # for the greeting, and for reads
+        self._names: list[str] = []  # of clients that have no write in flight
+        self._waiting: deque[_Asked] = deque()  # to be sent
+        self._sent: dict[int, _Asked] = {}
+        self._flushing = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def ask(self, call: Call[Any]) -> _Asked:
+        """Have `call` sent, soon; its `answer` is to be awaited."""
+        client = self._session.client
+        if COMMANDS[call.op].writes:
+            client = self._names.pop() if self._names else uuid.uuid4().hex
+        asked = _Asked(call, self._session.next_id(), client, self._loop.create_future())
+        asked.deadline = deadline = self._route.deadline()
+        if deadline is not None:
+            asked.patience = deadline - time.monotonic()
+            if self._timer is None:
+                self._timer = self._loop.call_later(asked.patience, self._expire)
+        self._waiting.append(asked)
+        self._flush_soon()
+        return asked
+
+    def forget(self, asked: _Asked) -> None:
+        """Nobody waits for this any more."""
+        if self._sent.pop(asked.id, None) is None:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(asked)
+        self._give_back(asked)
+
+    def close(self, why: PickleDBError) -> None:
+        """Hang up; all that is in flight ends with `why`."""
+        self._closed = True
+        self._drop_channel()
+        if self._timer is not None:
+            self._timer.cancel()
+        for asked in [*self._sent.values(), *self._waiting]:
+            self._fail(asked, why)
+        self._sent.clear()
+        self._waiting.clear()
+
+    def abandon(self) -> None:
+        """Drop the connection of an event loop that is closed."""
+        self._closed = True
+        if self._channel is not None:
+            self._channel.close()
+
+    # Sending
+
+    def _flush_soon(self) -> None:
+        """Send what waits, once all that is ready to ask has done so."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._channel is None:
+            self._connect()
+            return
+        try:
+            self._send_waiting(self._channel)
+        except ConnectionLostError:
+            self._reconnect()
+        else:
+            self._drain()  # what came while it was sending may not make the descriptor readable
+
+    def _send_waiting(self, channel: Channel) -> None:
+        """Send what waits, several requests in a message where the daemon takes that."""
+        most = GATHERED_MAX if "gather" in channel.daemon["features"] else 1
+        together: list[bytes] = []
+        size = 0
+        now = time.monotonic()
+        while self._waiting and len(self._sent) < IN_FLIGHT:
+            asked = self._waiting.popleft()
+            try:
+                bodies = channel.encode(
+                    asked.call, asked.client, asked.id, asked.deadline, first_sent=asked.sent
+                )
+            except TooLarge as error:
+                self._give_back(asked)
+                self._fail(asked, error)
+                continue
+            self._sent[asked.id] = asked
+            asked.sent = asked.sent or now
+            alone = len(bodies) > 1  # parts are in messages of their own
+            size += len(bodies[0])
+            if together and (alone or size > GATHER_BYTES or len(together) == most):
+                channel.send(gather(together))
+                together, size = [], len(bodies[0])
+            if alone:
+                for body in bodies:
+                    channel.send(body)
+                size = 0
+            else:
+                together += bodies
+        if together:
+            channel.send(gather(together))
+
+    # Receiving
+
+    def _drain(self) -> None:
+        """Take in what has come."""
+        if self._channel is None:
+            return
+        try:
+            while replies := self._channel.received():
+                for reply in replies:
+                    self._take(reply)
+        except ConnectionLostError:
+            self._reconnect()
+        except ProtocolError as error:
+            self._break(error)
+        else:
+            if self._waiting:
+                self._flush_soon()
+
+    def _take(self, reply: Reply) -> None:
+        if reply.id is None:
+            assert self._channel is not None  # noqa: S101 - it has just told this
+            raise self._channel.unexpected(reply)
+        asked = self._sent.get(reply.id)
+        if asked is None:
+            return  # of a request that nobody waits for any more
+        if reply.more:
+            asked.parts.append(reply)
+            if asked.patience is not None:  # it tells that the daemon is at it
+                asked.deadline = time.monotonic() + asked.patience
+            return
+        self._end(asked)
+        if asked.parts:
+            reply = join_parts([*asked.parts, reply])
+        if asked.call.reads is not None:
+            self._keep(asked.call.reads, reply)
+        if not asked.answer.done():
+            asked.answer.set_result(reply)
+
+    def _keep(self, key: str, reply: Reply) -> None:
+        channel = self._channel
+        if channel is None or self._route.cache.keep(key, reply, channel.counters):
+            return
+        channel.counters = None  # it has ended; until the daemon tells of another there is none
+        call = channel.greeting()
+
+        def met(answer: asyncio.Future[Reply]) -> None:
+            if not answer.exception() and answer.result().error is None:
+                call.read(answer.result())
+
+        self.ask(call).answer.add_done_callback(met)
+
+    def _end(self, asked: _Asked) -> None:
+        del self._sent[asked.id]
+        self._give_back(asked)
+
+    def _give_back(self, asked: _Asked) -> None:
+        if asked.client != self._session.client:
+            self._names.append(asked.client)
+
+    # When there is no answer
+
+    def _fail(self, asked: _Asked, error: PickleDBError) -> None:
+        if not asked.answer.done():
+            asked.answer.set_exception(error)
+            asked.answer.exception()  # who waits for it is told; if nobody does, nobody need be
+
+    def _expire(self) -> None:
+        """End what has had no answer by its deadline."""
+        self._timer = None
+        now = time.monotonic()
+        nearest: float | None = None
+        for asked in [*self._sent.values(), *self._waiting]:
+            if asked.deadline is None:
+                continue
+            if asked.deadline <= now:
+                self.forget(asked)
+                self._fail(asked, self._late(asked))
+            elif nearest is None or asked.deadline < nearest:
+                nearest = asked.deadline
+        if nearest is not None:
+            self._timer = self._loop.call_later(nearest - now, self._expire)
+        self._flush_soon()
+
+    def _late(self, asked: _Asked) -> PickleDBError:
+        if asked.sent is not None:
+            return self._route.timed_out(asked.call)
+        return Unavailable(f"no connection to {self._route.target} in time; nothing was asked")
+
+    def _break(self, error: ProtocolError) -> None:
+        """Give the connection up, whose other side nobody understands."""
+        self._drop_channel()
+        for asked in list(self._sent.values()):
+            self._end(asked)
+            told = ProtocolError(*error.args)
+            told.outcome_known = not COMMANDS[asked.call.op].writes
+            self._fail(asked, told)
+        self._flush_soon()
+
+    def _drop_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            self._loop.remove_reader(channel.fileno())
+            channel.close()
+
+    # Connecting
+
+    def _reconnect(self) -> None:
+        """The connection was lost: what was sent is to be sent again, if that may be."""
+        self._drop_channel()
+        lost, self._sent = list(self._sent.values()), {}
+        for asked in reversed(lost):
+            asked.parts.clear()
+            if asked.sent is None or self._route.repeatable(asked.call):
+                self._waiting.appendleft(asked)
+            else:
+                self._give_back(asked)
+                self._fail(asked, self._route.unknown(asked.call, "it went away meanwhile"))
+        if self._waiting:
+            self._connect()
+
+    def _connect(self) -> None:
+        if self._connecting or self._closed or not self._waiting:
+            return
+        self._connecting = True
+        session = self._session
+        deadline = self._waiting[-1].deadline
+
+        def connect() -> None:
+            """In a thread of its own, which no end of a program has to wait for."""
+            result: Channel | PickleDBError
+            try:
+                result = self._route.connect(session, deadline)
+            except PickleDBError as error:
+                result = error
+            except Exception as error:  # noqa: BLE001 - whatever it was, who waits is to be told
+                result = PickleDBError(f"cannot connect to {self._route.target}: {error!r}")
+            try:
+                self._loop.call_soon_threadsafe(self._connected, result, deadline)
+            except RuntimeError:  # the event loop was closed meanwhile
+                if isinstance(result, Channel):
+                    result.close()
+
+        threading.Thread(target=connect, name="pickledbd-connect", daemon=True).start()
+
+    def _connected(self, result: Channel | PickleDBError, deadline: Deadline) -> None:
+        self._connecting = False
+        if isinstance(result, Channel):
+            if self._closed:
+                result.close()
+                return
+            self._channel = result
+            self._loop.add_reader(result.fileno(), self._drain)
+            self._flush()
+            return
+        # Who began to wait later has time left, for another attempt
+        for asked in list(self._waiting):
+            if deadline is None or (asked.deadline is not None and asked.deadline <= deadline):
+                self.forget(asked)
+                error = result
+                if asked.sent is not None and isinstance(result, (Unavailable, NotAllowed)):
+                    error = self._route.unknown(asked.call, str(result))
+                self._fail(asked, error)
+        self._connect()

@@ -1,0 +1,127 @@
+"""`batch()`: calls that are collected, to happen as one, all or nothing.
+
+Each value is encoded when it is given, so that a wrong one is refused there, and what becomes of it
+later does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from pickledbd_client import calls
+from pickledbd_client.calls import Call
+
+
+class Steps:
+    """The calls collected so far."""
+
+    def __init__(self) -> None:
+        self.results: list[Any] = []
+        """What the calls returned, in their order; empty until they have happened."""
+        self._calls: list[Call[Any]] = []
+        self._covers: list[int] = []  # how many of the user's calls each of these stands for
+        self._items: list[bytes] = []  # set since the last of them
+        self._sent = False
+
+    def set(self, key: Any, value: Any) -> None:
+        """As PickleDB.set."""
+        self._refuse_if_sent()
+        self._items.append(calls.item(str(key), value))
+
+    def remove(self, key: Any) -> None:
+        """As PickleDB.remove."""
+        self._add(calls.remove(str(key)))
+
+    def set_many(self, items: Mapping[Any, Any]) -> None:
+        """As PickleDB.set_many."""
+        self._add(calls.set_many(items))
+
+    def remove_many(self, keys: Iterable[Any]) -> None:
+        """As PickleDB.remove_many."""
+        self._add(calls.remove_many(keys))
+
+    def purge(self) -> None:
+        """As PickleDB.purge."""
+        self._add(calls.purge())
+
+    def update(self, /, *args: Any, **kwargs: Any) -> None:
+        """As PickleDB.update."""
+        self.set_many(dict(*args, **kwargs))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        """Remove `key`, if it is there."""
+        self.remove(key)
+
+    def _add(self, call: Call[Any]) -> None:
+        self._refuse_if_sent()
+        self._close_items()
+        self._calls.append(call)
+        self._covers.append(1)
+
+    def _close_items(self) -> None:
+        """Make one call of the keys set one after the other."""
+        if self._items:
+            self._calls.append(calls.set_items(self._items))
+            self._covers.append(len(self._items))
+            self._items = []
+
+    def _refuse_if_sent(self) -> None:
+        if self._sent:
+            raise ValueError("this batch has been sent; begin another with batch()")
+
+    def _end(self, exc_type: type[BaseException] | None) -> Call[list[Any]] | None:
+        """What is to be asked, if anything is."""
+        self._close_items()
+        self._sent = True
+        return calls.batch(self._calls) if self._calls and exc_type is None else None
+
+    def _happened(self, results: list[Any]) -> None:
+        for result, covers in zip(results, self._covers, strict=True):
+            self.results += [result] * covers
+
+
+class Batch(Steps):
+    """`with db.batch() as batch:` see PickleDB.batch."""
+
+    def __init__(self, request: Callable[[Call[list[Any]]], list[Any]]) -> None:
+        super().__init__()
+        self._request = request
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        call = self._end(exc_type)
+        if call is not None:
+            self._happened(self._request(call))
+
+
+class AsyncBatch(Steps):
+    """`async with db.batch() as batch:` see AsyncPickleDB.batch. Its calls are not awaited."""
+
+    def __init__(self, request: Callable[[Call[list[Any]]], Awaitable[list[Any]]]) -> None:
+        super().__init__()
+        self._request = request
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        call = self._end(exc_type)
+        if call is not None:
+            self._happened(await self._request(call))
