@@ -1,6 +1,7 @@
 """pickleDB's class, shared by threads and processes: `from pickledbd_client import PickleDB`."""
 
-from pickledbd_client.async_database import AsyncPickleDB
+from typing import TYPE_CHECKING, Any
+
 from pickledbd_client.database import PickleDB
 from pickledbd_protocol import (
     InvalidKey,
@@ -15,6 +16,9 @@ from pickledbd_protocol import (
     WritesRefused,
     __version__,
 )
+
+if TYPE_CHECKING:
+    from pickledbd_client.async_database import AsyncPickleDB
 
 __all__ = [
     "AsyncPickleDB",
@@ -31,3 +35,12 @@ __all__ = [
     "WritesRefused",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """AsyncPickleDB, once it is wanted: asyncio takes longer to import than all the rest."""
+    if name == "AsyncPickleDB":
+        from pickledbd_client.async_database import AsyncPickleDB  # noqa: PLC0415 - see above
+
+        return AsyncPickleDB
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
