@@ -16,21 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import zmq
-from harness import interleave, machine, started, table, write_section
+from harness import ECHO, interleave, machine, started, table, write_section
 
 from pickledbd_client import PickleDB, calls
 from pickledbd_protocol import encode_request
 
 KEY, VALUE = "user:1234", {"name": "Ann", "age": 31, "tags": ["a", "b"], "active": True}
-
-ECHO = """
-import sys, zmq
-router = zmq.Context().socket(zmq.ROUTER)
-router.bind(sys.argv[1])
-print("ready", flush=True)
-while True:
-    router.send_multipart(router.recv_multipart())
-"""
 
 
 def echo(dealer: zmq.Socket[bytes], body: bytes) -> bytes:
@@ -56,7 +47,7 @@ def main() -> int:
         with started([sys.executable, "-c", ECHO, echo_endpoint]), started(daemon):
             dealer.linger = 0
             dealer.connect(echo_endpoint)
-            db = PickleDB(ours_endpoint)
+            db = PickleDB(ours_endpoint, cache_bytes=0)  # each get asks the daemon
             db.set(KEY, VALUE)
             contenders: dict[str, Callable[[], object]] = {}
             baselines: dict[str, str] = {}

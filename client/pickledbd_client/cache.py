@@ -16,6 +16,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import time
 from collections.abc import Callable, Mapping, Sequence
 from sys import getsizeof
 from typing import Any
@@ -30,6 +31,9 @@ Entry = tuple[int, int, Any, Callable[[Any], Any] | None]
 
 Near = tuple[dict[str, Entry], Sequence[int], Sequence[int], int]
 """The entries of a generation; the counters of their table; its lease, and what that has to be."""
+
+LOOK_SECONDS = 5.0
+"""How often a table that could not be read is looked for again."""
 
 _ENTRY_BYTES = 300
 """Of an entry, beside its key and its value: a tuple, two numbers, and its share of the dict."""
@@ -54,6 +58,7 @@ class Cache:
         self._limit = limit // 2  # of each generation
         self._bytes = 0  # of the young one; threads that meet here may count it a little wrong
         self._table: tuple[str, Sequence[int]] = "", ()
+        self._look_at = 0.0
 
     def lookup(self, key: str) -> Any:
         """A copy of the value of `key`, ABSENT or UNKNOWN."""
@@ -76,11 +81,13 @@ class Cache:
         if not self._limit or not told:
             return True
         table = self._table
-        if told["id"] != table[0]:
+        if told["id"] != table[0] or (not table[1] and self._look_again()):
             self._bytes = 0
             self._old = _NOTHING
             self.near = near = _mapped(told)
             self._table = table = told["id"], near[1]
+            if not table[1]:  # it may have been made again since the daemon told of it
+                return False
         near = self.near
         _, counters, alive, lease = near
         if counters is not table[1]:  # a thread that asked another daemon came in between
@@ -91,6 +98,14 @@ class Cache:
         if alive[0] != lease:
             return False
         self._put(near, key, (slot, count, *_kept(reply)))
+        return True
+
+    def _look_again(self) -> bool:
+        """Whether it is time to look for a table that was not found."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return False
+        self._look_at = now + LOOK_SECONDS
         return True
 
     def close(self) -> None:
@@ -106,7 +121,7 @@ class Cache:
         replaced = entries.get(key)
         if replaced is not None:
             self._bytes -= _size(key, replaced)
-        elif self._bytes + size > self._limit:
+        if self._bytes + size > self._limit:
             self._old = near
             self._bytes = 0
             entries = {}
@@ -166,6 +181,8 @@ def _mapped(told: Mapping[str, Any]) -> Near:
         file = os.open(told["path"], os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             found = os.fstat(file)
+            if [found.st_dev, found.st_ino] != told["file"]:  # another's, or a mere copy
+                return _NOTHING
             if not stat.S_ISREG(found.st_mode) or found.st_size != layout.TABLE_BYTES:
                 return _NOTHING
             shared = mmap.mmap(file, layout.TABLE_BYTES, prot=mmap.PROT_READ)

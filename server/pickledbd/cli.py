@@ -227,8 +227,8 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
     )
     stack.callback(counters.close)
     stack.callback(loop.close)
-    places = [counters_path(claim.endpoint, private=not options.bind) for claim in claims]
-    counters.share(next(filter(None, places), None))
+    endpoints = [claim.endpoint for claim in claims]
+    counters.share(lambda: counters_path(endpoints, private=not options.bind))
     # What is there now stays: the collector need not look through it again and again
     gc.collect()
     gc.freeze()

@@ -14,6 +14,7 @@ processes, and have no table.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import errno
@@ -24,7 +25,7 @@ import secrets
 import sys
 import threading
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,11 @@ class Counters:
     def __init__(self) -> None:
         self.told: dict[str, Any] | None = None
         """What clients are told of the table (SPEC.md); None if there is none."""
-        self._path: Path | None = None
+        self._place: Callable[[], Path | None] = lambda: None
+        self._failure: str | None = None
+        self._path: Path
         self._file: os.stat_result
-        self._lease: _Lease | None = None
+        self._lease: _Lease | None = None  # and only with one, the two above
         self._words: Any = array("Q", bytes(layout.TABLE_BYTES))
         self._number = 0  # the highest that was given so far
 
@@ -86,20 +89,28 @@ class Counters:
 
     # For the loop
 
-    def share(self, path: Path | None) -> None:
-        """Have the table at `path`, in place of what may stand there. Logs why, if it can't be.
+    def share(self, place: Callable[[], Path | None]) -> None:
+        """Have the table at the path that `place` tells, instead of what may stand there.
 
-        To be called in the thread that serves, before it does. None: nobody could read it.
+        To be called in the thread that serves, before it does. Without a path nobody could read
+        it. Where it cannot be made, that is logged, and tried again by `keep_up`.
         """
-        self._path = path
-        if path is None or not sys.platform.startswith("linux"):
+        self._place = place
+        if not sys.platform.startswith("linux"):
+            return
+        path = place()
+        if path is None:
             return
         try:
             self._share(path)
         except OSError as error:
-            log.warning(
-                "clients cannot keep values at hand: no table at %s: %s", path, error.strerror
-            )
+            self.end()
+            failure = f"no table at {path}: {error.strerror}"
+            if failure != self._failure:
+                log.warning("clients cannot keep values at hand: %s", failure)
+            self._failure = failure
+        else:
+            self._failure = None
 
     def _share(self, path: Path) -> None:
         _end_lease_of(path)
@@ -123,9 +134,11 @@ class Counters:
             raise
         finally:
             os.close(file)
+        self._path = path
         self._words = memoryview(shared).cast("Q")
         self.told = {
             "path": os.fspath(path),
+            "file": [self._file.st_dev, self._file.st_ino],
             "id": table_id.hex(),
             "lease_at": self._lease.place,
             "lease": self._lease.value,
@@ -136,28 +149,31 @@ class Counters:
 
         Who has the old one mapped is told by its lease that it does not count any more.
         """
-        if self._path is not None and self._lease is not None and not self._in_place(self._path):
+        if self._lease is not None and self._in_place():
+            return
+        if self._lease is not None:
             log.warning("%s was removed; making it again", self._path)
             self.end()
-            self.share(self._path)
+        self.share(self._place)
 
     def end(self) -> None:
-        """Have nobody trust the table any more. Not its file's path, which may be another's."""
-        if self._lease is not None:
-            self._lease.end()
-        self._lease = self.told = None
-        self._words = array("Q", bytes(layout.TABLE_BYTES))
+        """Have nobody trust the table any more."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.end()
+            self._words = array("Q", bytes(layout.TABLE_BYTES))
+        self.told = None
 
     def close(self) -> None:
         """End it, and remove its file."""
-        if self._path is not None and self._lease is not None and self._in_place(self._path):
+        if self._lease is not None and self._in_place():
             with contextlib.suppress(OSError):
                 self._path.unlink()
         self.end()
 
-    def _in_place(self, path: Path) -> bool:
+    def _in_place(self) -> bool:
         try:
-            return os.path.samestat(path.lstat(), self._file)
+            return os.path.samestat(self._path.lstat(), self._file)
         except OSError:
             return False
 
@@ -174,6 +190,8 @@ class _Lease:
         self._call("mutexattr_setrobust", attributes, ROBUST)
         self._call("mutex_init", self._mutex, attributes)
         self._call("mutex_lock", self._mutex)
+        # At its end the interpreter frees the mapping, where the kernel would have left its mark
+        atexit.register(self.end)
         self.place, self.value = self._word(memoryview(shared)[: layout.MUTEX_BYTES].cast("I"))
 
     def _word(self, words: memoryview[int]) -> tuple[int, int]:
@@ -188,6 +206,7 @@ class _Lease:
         raise OSError(errno.ENOTSUP, "a mutex of this system does not tell its thread")
 
     def end(self) -> None:
+        atexit.unregister(self.end)
         self._call("mutex_unlock", self._mutex)
 
     def _call(self, name: str, *args: Any) -> None:
@@ -198,12 +217,10 @@ class _Lease:
 
 def _end_lease_of(path: Path) -> None:
     """End the lease of a table that a daemon before left, for certain: the kernel has done so."""
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return
-    try:
-        if os.pread(file, len(layout.MAGIC), layout.MAGIC_AT) == layout.MAGIC:
-            os.pwrite(file, bytes(layout.MUTEX_BYTES), 0)
-    finally:
-        os.close(file)
+    with contextlib.suppress(OSError):  # there is none, or it is something else
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if os.pread(file, len(layout.MAGIC), layout.MAGIC_AT) == layout.MAGIC:
+                os.pwrite(file, bytes(layout.MUTEX_BYTES), 0)
+        finally:
+            os.close(file)

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from pickledbd.ownership import AlreadyOwnedError, Ownership
@@ -45,16 +46,17 @@ def private_endpoint(location: Path) -> str:
     return f"ipc://{directory}/{name}"
 
 
-def counters_path(endpoint: str, *, private: bool) -> Path | None:
-    """Where the counter table belongs for who reaches `endpoint`; None where there is none.
+def counters_path(endpoints: Iterable[str], *, private: bool) -> Path | None:
+    """Where the counter table belongs for who reaches these endpoints; None if nobody could.
 
     Beside the socket, where those who may connect can read it; a private one where it stays in
     memory, since the directory for temporary files may be on a disk, whose pages now and then
     have to wait.
     """
-    if not endpoint.startswith("ipc://"):
+    sockets = [each.removeprefix("ipc://") for each in endpoints if each.startswith("ipc://")]
+    if not sockets:
         return None
-    path = Path(endpoint.removeprefix("ipc://") + COUNTERS_SUFFIX)
+    path = Path(sockets[0] + COUNTERS_SUFFIX)
     if private and SHARED_MEMORY.is_dir():
         directory = SHARED_MEMORY / path.parent.name
         with contextlib.suppress(CannotServe, OSError):  # somebody else's: then beside the socket
