@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -15,6 +16,8 @@ import time
 import traceback
 from pathlib import Path
 from typing import ClassVar
+
+import pytest
 
 from pickledbd.snapshot import texts
 from pickledbd_client import PickleDB
@@ -166,6 +169,23 @@ def in_fork(work):
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def on_a_small_disk(folder, size, work):
+    """Do `work` where as much as `size` is mounted at `folder`, for this process alone."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    os.makedirs(folder, exist_ok=True)
+
+    def mounted():
+        libc = ctypes.CDLL(None, use_errno=True)
+        new_namespace = 0x00020000
+        assert libc.unshare(new_namespace) == 0, os.strerror(ctypes.get_errno())
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
+        work()
+
+    assert in_fork(mounted)
 
 
 def store_pid(db, key):

@@ -37,6 +37,7 @@ PROCESS_SHARED = 1  # PTHREAD_PROCESS_SHARED of <pthread.h>, in glibc and musl
 ROBUST = 1  # PTHREAD_MUTEX_ROBUST
 MUTEX_ATTR_BYTES = 64  # more than any pthread_mutexattr_t
 FUTEX_TID_MASK = 0x3FFFFFFF  # <linux/futex.h>
+FUTEX_OWNER_DIED = 0x40000000
 
 MANY = layout.SLOTS // 16
 """Keys from which on it is quicker to renew every slot than that of each."""
@@ -113,7 +114,6 @@ class Counters:
             self._failure = None
 
     def _share(self, path: Path) -> None:
-        _end_lease_of(path)
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         file = os.open(temporary, flags, 0o600)
@@ -126,8 +126,9 @@ class Counters:
             shared[layout.MAGIC_AT : layout.ID_AT] = layout.MAGIC
             shared[layout.ID_AT : layout.ID_AT + layout.ID_BYTES] = table_id
             self._file = os.fstat(file)
+            self._lease = lease = _Lease(shared)
+            _end_lease_of(path, lease.place)
             temporary.rename(path)
-            self._lease = _Lease(shared)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -140,8 +141,8 @@ class Counters:
             "path": os.fspath(path),
             "file": [self._file.st_dev, self._file.st_ino],
             "id": table_id.hex(),
-            "lease_at": self._lease.place,
-            "lease": self._lease.value,
+            "lease_at": lease.place,
+            "lease": lease.value,
         }
 
     def keep_up(self) -> None:
@@ -215,12 +216,17 @@ class _Lease:
             raise OSError(error, os.strerror(error))
 
 
-def _end_lease_of(path: Path) -> None:
-    """End the lease of a table that a daemon before left, for certain: the kernel has done so."""
+def _end_lease_of(path: Path, place: int) -> None:
+    """End the lease of a table that a daemon before left, as the kernel should have done.
+
+    What the kernel does leaves a mutex whole, should its daemon be alive, and the table moved here.
+    """
     with contextlib.suppress(OSError):  # there is none, or it is something else
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             if os.pread(file, len(layout.MAGIC), layout.MAGIC_AT) == layout.MAGIC:
-                os.pwrite(file, bytes(layout.MUTEX_BYTES), 0)
+                word = os.pread(file, layout.LEASE_BYTES, place)
+                ended = int.from_bytes(word, sys.byteorder) | FUTEX_OWNER_DIED
+                os.pwrite(file, ended.to_bytes(layout.LEASE_BYTES, sys.byteorder), place)
         finally:
             os.close(file)

@@ -8,7 +8,6 @@ while the daemon is stopped, and is read by the code that a start reads it with.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import io
 import itertools
@@ -30,7 +29,7 @@ from pickledbd.checking import check
 from pickledbd.recovery import recover
 from pickledbd.snapshot import DataFile
 from pickledbd_client import PickleDB, SaveFailed, Unavailable, WritesRefused
-from support import PATIENCE, Daemon, in_fork, wait_until
+from support import PATIENCE, Daemon, on_a_small_disk, wait_until
 
 ERRORS = {name: os.strerror(getattr(errno, name)) for name in ("EIO", "ENOSPC")}
 
@@ -809,23 +808,6 @@ def test_a_limit_of_the_files_size_is_borne_until_it_is_raised(location, mode):
     sufferer.end()
 
 
-def on_a_disk_of_its_own(folder, work):
-    """Do `work` where 64 KB are mounted at `folder`, for this process alone."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    os.mkdir(folder)
-
-    def mounted():
-        libc = ctypes.CDLL(None, use_errno=True)
-        new_namespace = 0x00020000
-        assert libc.unshare(new_namespace) == 0, os.strerror(ctypes.get_errno())
-        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], check=True)
-        work()
-
-    assert in_fork(mounted)
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_a_full_disk_is_borne_until_there_is_room(location, mode):
     disk = location.with_name("disk")
@@ -868,7 +850,7 @@ def test_a_full_disk_is_borne_until_there_is_room(location, mode):
             assert list(db.db.items()) == list(truth.items())
         daemon.check_and_stop()
 
-    on_a_disk_of_its_own(disk, work)
+    on_a_small_disk(disk, "64k", work)
 
 
 def test_a_start_on_a_full_or_read_only_disk_says_one_line_or_serves(location):
@@ -908,7 +890,7 @@ def test_a_start_on_a_full_or_read_only_disk_says_one_line_or_serves(location):
         assert err.startswith("pickledbd: cannot ")
         assert why in err
 
-    on_a_disk_of_its_own(disk, work)
+    on_a_small_disk(disk, "64k", work)
 
 
 # Starts
