@@ -98,12 +98,8 @@ class AsyncPickleDB:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Save, if there was no exception, and drop this event loop's connection."""
-        try:
-            if exc_type is None:
-                await self.save()
-        finally:
-            self._link.hang_up()
+        if exc_type is None:
+            await self.save()
 
     # As a mapping
 
@@ -206,7 +202,7 @@ class AsyncPickleDB:
         return await self._link.request(calls.ping())
 
     async def close(self) -> None:
-        """Drop the connection; the object cannot be used any more. Nothing is saved by it."""
+        """Drop the connections; the object cannot be used any more. Nothing is saved by it."""
         self._link.close()
 
     def __repr__(self) -> str:

@@ -18,7 +18,10 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Callable
+from copy import copy
 from typing import Any
+from weakref import WeakMethod
 
 from pickledbd_client.calls import Call, T
 from pickledbd_client.channel import Channel, ConnectionLostError, Deadline, Session
@@ -72,17 +75,21 @@ class AsyncLink:
             raise reply.error
         return call.read(reply)
 
-    def hang_up(self) -> None:
-        """Drop this event loop's connection. What is still in flight raises Unavailable."""
-        line = self._lines.pop(asyncio.get_running_loop(), None)
-        if line is not None and self._pid == os.getpid():
-            line.close(self._route.closed())
-
     def close(self) -> None:
-        """Have no connection and no cache any more."""
+        """Have no connection and no cache any more. What is still in flight raises Unavailable."""
         self._closed = True
         self._route.cache.close()
-        self.hang_up()
+        if self._pid != os.getpid():
+            return
+        while self._lines:
+            loop, line = self._lines.popitem()
+            if loop.is_closed():
+                line.abandon()
+            elif loop is asyncio.get_running_loop():
+                line.close()
+            else:
+                with contextlib.suppress(RuntimeError):  # it was closed just now
+                    loop.call_soon_threadsafe(line.close)
 
     def _line(self) -> _Line:
         if self._pid != os.getpid():
@@ -93,7 +100,9 @@ class AsyncLink:
         line = self._lines.get(loop)
         if line is None:
             for other in [other for other in list(self._lines) if other.is_closed()]:
-                self._lines.pop(other).abandon()
+                ended = self._lines.pop(other, None)
+                if ended is not None:  # else another thread was quicker
+                    ended.abandon()
             line = self._lines[loop] = _Line(self._route, loop)
         return line
 
@@ -103,17 +112,23 @@ class _Asked:
 
     __slots__ = ("answer", "call", "client", "deadline", "id", "parts", "patience", "sent")
 
-    def __init__(
-        self, call: Call[Any], number: int, client: str, answer: asyncio.Future[Reply]
-    ) -> None:
+    def __init__(self, call: Call[Any], number: int, answer: asyncio.Future[Reply]) -> None:
         self.call = call
         self.id = number
-        self.client = client
         self.answer = answer
+        self.client = ""  # the name under which it was sent
         self.deadline: Deadline = None
         self.patience: float | None = None  # seconds that each part of the answer may take
         self.sent: float | None = None  # when it was first sent
         self.parts: list[Reply] = []
+
+    def fail(self, error: PickleDBError) -> None:
+        """Have it end with `error`, if somebody still waits for it."""
+        if not self.answer.done():
+            if self.sent is not None and COMMANDS[self.call.op].writes:
+                error.outcome_known = False
+            self.answer.set_exception(error)
+            self.answer.exception()  # who waits for it is told; if nobody does, nobody need be
 
 
 class _Line:
@@ -128,40 +143,37 @@ class _Line:
         self._session = Session()  # for the greeting, and for reads
         self._names: list[str] = []  # of clients that have no write in flight
         self._waiting: deque[_Asked] = deque()  # to be sent
-        self._sent: dict[int, _Asked] = {}
+        self._sent: dict[int, _Asked] = {}  # and not answered, though nobody may wait any more
+        self._heard = 0.0  # when something last came
         self._flushing = False
         self._timer: asyncio.TimerHandle | None = None
 
     def ask(self, call: Call[Any]) -> _Asked:
         """Have `call` sent, soon; its `answer` is to be awaited."""
-        client = self._session.client
-        if COMMANDS[call.op].writes:
-            client = self._names.pop() if self._names else uuid.uuid4().hex
-        asked = _Asked(call, self._session.next_id(), client, self._loop.create_future())
+        asked = _Asked(call, self._session.next_id(), self._loop.create_future())
         asked.deadline = deadline = self._route.deadline()
         if deadline is not None:
             asked.patience = deadline - time.monotonic()
             if self._timer is None:
-                self._timer = self._loop.call_later(asked.patience, self._expire)
+                self._timer = self._loop.call_later(asked.patience, _Weakly(self._expire))
         self._waiting.append(asked)
         self._flush_soon()
         return asked
 
     def forget(self, asked: _Asked) -> None:
-        """Nobody waits for this any more."""
-        if self._sent.pop(asked.id, None) is None:
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(asked)
-        self._give_back(asked)
+        """Nobody waits for this any more. If it was sent, it still counts as in flight."""
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(asked)
 
-    def close(self, why: PickleDBError) -> None:
-        """Hang up; all that is in flight ends with `why`."""
+    def close(self) -> None:
+        """Hang up; all that is in flight ends with Unavailable."""
         self._closed = True
         self._drop_channel()
         if self._timer is not None:
             self._timer.cancel()
         for asked in [*self._sent.values(), *self._waiting]:
-            self._fail(asked, why)
+            closed = self._route.closed()
+            asked.fail(self._route.unknown(asked.call, str(closed)) if asked.sent else closed)
         self._sent.clear()
         self._waiting.clear()
 
@@ -170,6 +182,22 @@ class _Line:
         self._closed = True
         if self._channel is not None:
             self._channel.close()
+            self._channel = None
+
+    def __del__(self) -> None:
+        # AsyncPickleDB needs no close() either. In whatever thread this is, its loop's ends it
+        channel, loop = self._channel, self._loop
+        if channel is None:
+            return
+
+        def end() -> None:
+            loop.remove_reader(channel.fileno())
+            channel.close()
+
+        try:
+            loop.call_soon_threadsafe(end)
+        except RuntimeError:  # it is closed
+            channel.close()
 
     # Sending
 
@@ -199,13 +227,15 @@ class _Line:
         now = time.monotonic()
         while self._waiting and len(self._sent) < IN_FLIGHT:
             asked = self._waiting.popleft()
+            if not asked.client:
+                asked.client = self._name_for(asked.call)
             try:
                 bodies = channel.encode(
                     asked.call, asked.client, asked.id, asked.deadline, first_sent=asked.sent
                 )
             except TooLarge as error:
                 self._give_back(asked)
-                self._fail(asked, error)
+                asked.fail(error)
                 continue
             self._sent[asked.id] = asked
             asked.sent = asked.sent or now
@@ -231,6 +261,7 @@ class _Line:
             return
         try:
             while replies := self._channel.received():
+                self._heard = time.monotonic()
                 for reply in replies:
                     self._take(reply)
         except ConnectionLostError:
@@ -247,19 +278,21 @@ class _Line:
             raise self._channel.unexpected(reply)
         asked = self._sent.get(reply.id)
         if asked is None:
-            return  # of a request that nobody waits for any more
+            return  # of a batch that was cancelled before its parts were all sent
         if reply.more:
-            asked.parts.append(reply)
             if asked.patience is not None:  # it tells that the daemon is at it
                 asked.deadline = time.monotonic() + asked.patience
+            if not asked.answer.done():
+                asked.parts.append(reply)
             return
         self._end(asked)
+        if asked.answer.done():
+            return  # nobody waits for it any more
         if asked.parts:
             reply = join_parts([*asked.parts, reply])
         if asked.call.reads is not None:
             self._keep(asked.call.reads, reply)
-        if not asked.answer.done():
-            asked.answer.set_result(reply)
+        asked.answer.set_result(reply)
 
     def _keep(self, key: str, reply: Reply) -> None:
         channel = self._channel
@@ -278,33 +311,38 @@ class _Line:
         del self._sent[asked.id]
         self._give_back(asked)
 
+    def _name_for(self, call: Call[Any]) -> str:
+        if not COMMANDS[call.op].writes:
+            return self._session.client
+        return self._names.pop() if self._names else uuid.uuid4().hex
+
     def _give_back(self, asked: _Asked) -> None:
-        if asked.client != self._session.client:
+        if asked.client and asked.client != self._session.client:
             self._names.append(asked.client)
 
     # When there is no answer
-
-    def _fail(self, asked: _Asked, error: PickleDBError) -> None:
-        if not asked.answer.done():
-            asked.answer.set_exception(error)
-            asked.answer.exception()  # who waits for it is told; if nobody does, nobody need be
 
     def _expire(self) -> None:
         """End what has had no answer by its deadline."""
         self._timer = None
         now = time.monotonic()
         nearest: float | None = None
+        silent = False
         for asked in [*self._sent.values(), *self._waiting]:
-            if asked.deadline is None:
+            if asked.deadline is None or asked.answer.done():
                 continue
             if asked.deadline <= now:
+                silent = silent or (asked.id in self._sent and self._heard < (asked.sent or now))
                 self.forget(asked)
-                self._fail(asked, self._late(asked))
+                asked.fail(self._late(asked))
             elif nearest is None or asked.deadline < nearest:
                 nearest = asked.deadline
         if nearest is not None:
-            self._timer = self._loop.call_later(nearest - now, self._expire)
-        self._flush_soon()
+            self._timer = self._loop.call_later(nearest - now, _Weakly(self._expire))
+        if silent:  # nothing has come since that was sent: the connection may lead nowhere
+            self._reconnect()
+        elif self._waiting:
+            self._flush_soon()
 
     def _late(self, asked: _Asked) -> PickleDBError:
         if asked.sent is not None:
@@ -316,10 +354,9 @@ class _Line:
         self._drop_channel()
         for asked in list(self._sent.values()):
             self._end(asked)
-            told = ProtocolError(*error.args)
-            told.outcome_known = not COMMANDS[asked.call.op].writes
-            self._fail(asked, told)
-        self._flush_soon()
+            asked.fail(ProtocolError(*error.args))
+        if self._waiting:
+            self._flush_soon()
 
     def _drop_channel(self) -> None:
         channel, self._channel = self._channel, None
@@ -335,13 +372,14 @@ class _Line:
         lost, self._sent = list(self._sent.values()), {}
         for asked in reversed(lost):
             asked.parts.clear()
-            if asked.sent is None or self._route.repeatable(asked.call):
+            if asked.answer.done():
+                self._give_back(asked)
+            elif self._route.repeatable(asked.call):
                 self._waiting.appendleft(asked)
             else:
                 self._give_back(asked)
-                self._fail(asked, self._route.unknown(asked.call, "it went away meanwhile"))
-        if self._waiting:
-            self._connect()
+                asked.fail(self._route.unknown(asked.call, "it went away meanwhile"))
+        self._connect()
 
     def _connect(self) -> None:
         if self._connecting or self._closed or not self._waiting:
@@ -374,15 +412,28 @@ class _Line:
                 result.close()
                 return
             self._channel = result
-            self._loop.add_reader(result.fileno(), self._drain)
+            self._loop.add_reader(result.fileno(), _Weakly(self._drain))
             self._flush()
             return
         # Who began to wait later has time left, for another attempt
         for asked in list(self._waiting):
             if deadline is None or (asked.deadline is not None and asked.deadline <= deadline):
                 self.forget(asked)
-                error = result
+                self._give_back(asked)
+                error = copy(result)
                 if asked.sent is not None and isinstance(result, (Unavailable, NotAllowed)):
                     error = self._route.unknown(asked.call, str(result))
-                self._fail(asked, error)
+                asked.fail(error)
         self._connect()
+
+
+class _Weakly:
+    """Calls a method of an object that it does not keep alive."""
+
+    def __init__(self, method: Callable[[], None]) -> None:
+        self._method = WeakMethod(method)
+
+    def __call__(self) -> None:
+        method = self._method()
+        if method is not None:
+            method()

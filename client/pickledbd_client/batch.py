@@ -22,13 +22,18 @@ class Steps:
         """What the calls returned, in their order; empty until they have happened."""
         self._calls: list[Call[Any]] = []
         self._covers: list[int] = []  # how many of the user's calls each of these stands for
-        self._items: list[bytes] = []  # set since the last of them
+        self._items: list[bytes] = []  # set since the last of them, and their keys
+        self._keys: set[str] = set()
         self._sent = False
 
     def set(self, key: Any, value: Any) -> None:
         """As PickleDB.set."""
         self._refuse_if_sent()
-        self._items.append(calls.item(str(key), value))
+        item = calls.item(str(key), value)
+        if str(key) in self._keys:  # or the daemon would not look at what was set before
+            self._close_items()
+        self._keys.add(str(key))
+        self._items.append(item)
 
     def remove(self, key: Any) -> None:
         """As PickleDB.remove."""
@@ -69,6 +74,7 @@ class Steps:
             self._calls.append(calls.set_items(self._items))
             self._covers.append(len(self._items))
             self._items = []
+            self._keys = set()
 
     def _refuse_if_sent(self) -> None:
         if self._sent:
@@ -93,6 +99,7 @@ class Batch(Steps):
         self._request = request
 
     def __enter__(self) -> Self:
+        self._refuse_if_sent()
         return self
 
     def __exit__(
@@ -114,6 +121,7 @@ class AsyncBatch(Steps):
         self._request = request
 
     async def __aenter__(self) -> Self:
+        self._refuse_if_sent()
         return self
 
     async def __aexit__(

@@ -246,8 +246,9 @@ class Channel:
         first_sent: float | None = None,
     ) -> list[bytes]:
         """The messages of a request, to be sent here. TooLarge if the daemon would not take it."""
-        size = len(call.args) + sum(map(len, call.before))
-        size += _ENVELOPE * (len(call.before) + 1)
+        size = len(call.args) + _ENVELOPE
+        for part in call.before:
+            size += len(part) + _ENVELOPE
         if self._limit is not None and size > self._limit:
             raise TooLarge(
                 f"a {call.op} of {size:,} bytes is over the {self._limit:,} that the "

@@ -2,7 +2,7 @@
 
 `request` may be called from any thread, from a signal handler in the midst of another request,
 and in a forked child. It takes no lock: idle channels are kept in a deque, whose operations are
-atomic, and the pid tells a fork.
+atomic.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from pickledbd_protocol import (
 
 _inherited: list[Session] = []  # a parent's sessions, never to be used or closed by its child
 
+_forks: list[None] = []  # as many as this process and those before it have forked
+os.register_at_fork(after_in_child=lambda: _forks.append(None))  # to ask for the pid is a syscall
+
 
 class Link:
     """Requests by `route`."""
@@ -36,7 +39,7 @@ class Link:
         self._route = route
         self._cache = route.cache
         self._idle: deque[Session] = deque()
-        self._pid = os.getpid()
+        self._forks = len(_forks)
         self._closed = False
         self._of_thread = threading.local()
 
@@ -116,10 +119,10 @@ class Link:
                 self._idle.pop().close()
 
     def _take(self) -> Session:
-        if self._pid != os.getpid():
+        if self._forks != len(_forks):
             _inherited.extend(self._idle)
             self._idle = deque()
-            self._pid = os.getpid()
+            self._forks = len(_forks)
         if self._closed:
             raise self._route.closed()
         try:

@@ -112,7 +112,7 @@ class Engine:
             self._gathering.add(peer)
         for request in requests:
             if self.turn_over:  # by the request before, of the same message
-                self._replies = self.finish_turn()
+                self._end_turn()
             if not isinstance(request, Refused):
                 self._admit(peer, request)
             elif request.is_part and request.id is not None:
@@ -209,6 +209,10 @@ class Engine:
 
     def finish_turn(self) -> list[tuple[Peer, bytes]]:
         """Make durable what the turn changed; the replies."""
+        self._end_turn()
+        return self.take_replies()
+
+    def _end_turn(self) -> None:
         if self._records:
             try:
                 self._journal.write(self._records)
@@ -226,9 +230,6 @@ class Engine:
         self.turn_over = False
         self._replies += self._turn_replies
         self._turn_replies.clear()
-        if self._gathering:
-            self._gather_replies()
-        return self.take_replies()
 
     def _gather_replies(self) -> None:
         """Answer those who asked for several things in one message in one message too."""
@@ -275,6 +276,8 @@ class Engine:
 
     def take_replies(self) -> list[tuple[Peer, bytes]]:
         """The replies that are ready to be sent."""
+        if self._gathering:
+            self._gather_replies()
         replies, self._replies = self._replies, []
         return replies
 
@@ -315,10 +318,10 @@ class Engine:
             for request in held[:HELD_AT_ONCE]:
                 self._admit(peer, request)
                 if self.turn_over:
-                    self._replies = self.finish_turn()
+                    self._end_turn()
             if len(held) > HELD_AT_ONCE:
                 self._held[peer] = self._held.get(peer, []) + held[HELD_AT_ONCE:]
-            self._replies = self.finish_turn()
+            self._end_turn()
         return any(peer not in self._applying for peer in self._held)
 
     @property

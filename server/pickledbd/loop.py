@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import socket
 import time
@@ -141,8 +142,13 @@ class Loop:
         self._monitor = self._context.socket(zmq.PAIR)
         self._monitor.rcvhwm = 0
         self._monitor.connect("inproc://connections")
-        sources = (self._router, self._monitor, signals.fileno())
-        self._sources = [(source, zmq.POLLIN) for source in sources]
+        # Their descriptors are polled, not they: zmq_poll asks each of them several times over. But
+        # a socket's descriptor tells that something has come only after the socket was asked, and
+        # had nothing: so each is asked after it was used, before the loop sleeps.
+        self._poller = select.poll()
+        self._monitor_fd, self._signals_fd = self._monitor.fileno(), signals.fileno()
+        for descriptor in (self._router.fileno(), self._monitor_fd, self._signals_fd):
+            self._poller.register(descriptor, select.POLLIN)
 
     def bind(self) -> list[str]:
         """Listen at every claimed endpoint and return them as clients reach them."""
@@ -168,6 +174,7 @@ class Loop:
         """Serve; return why it ended. The store may then hold unsaved changes."""
         now = quiet_since = next_upkeep = time.monotonic()
         self._stays_until = now + ARRIVAL_SECONDS
+        self._count_connections()
         while not self._signals.received:
             if now >= next_upkeep:
                 self._upkeep()
@@ -188,9 +195,10 @@ class Loop:
                 wake = self._next_slice if now < self._quiet_at else now
             # rounded up, so that a deadline has passed when the poll for it ends
             wait_ms = int((wake - now) * 1000) + 1 if wake > now else 0
-            ready = zmq.zmq_poll(self._sources, wait_ms)
+            arrived = _readable(self._router)
+            ready = [descriptor for descriptor, _ in self._poller.poll(0 if arrived else wait_ms)]
             started = time.monotonic()
-            busy = bool(ready) and self._turn([source for source, _ in ready])
+            busy = self._turn(ready, arrived=arrived)
             now = time.monotonic()
             if self._tasks:
                 self._run_tasks(now, busy=busy)
@@ -230,18 +238,20 @@ class Loop:
         self._router.close()
         self._context.term()
 
-    def _turn(self, ready: list[zmq.Socket[bytes] | int]) -> bool:
+    def _turn(self, ready: list[int], *, arrived: bool) -> bool:
         """Take what has arrived, apply it, answer it. False if there was nothing."""
         router, engine = self._router, self._engine
-        if self._monitor in ready:
-            self._count_connections()
-        if self._signals.fileno() in ready:
-            self._signals.drain()
-        if router not in ready:
+        if ready:
+            if self._monitor_fd in ready:
+                self._count_connections()
+            if self._signals_fd in ready:
+                self._signals.drain()
+            arrived = arrived or _readable(router)
+        if not arrived:
             return False
         count = 0
         until = time.monotonic() + TURN_SECONDS
-        while _readable(router):
+        while True:
             peer = router.recv(zmq.NOBLOCK)
             frame = router.recv(zmq.NOBLOCK, copy=False)
             frames = [frame.bytes]
@@ -252,8 +262,10 @@ class Loop:
             count += 1
             if count >= MESSAGES_A_TURN or engine.turn_over or time.monotonic() >= until:
                 break
+            if not _readable(router):
+                break
         self._deliver(engine.finish_turn())
-        return count > 0
+        return True
 
     def _count_connections(self) -> None:
         while _readable(self._monitor):

@@ -1,0 +1,200 @@
+"""Deadlines, daemons that say nothing, and close(): nothing hangs, and errors say what is known."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+
+import pytest
+
+from looped import Relay, all_sent, async_client, each_gets_its_own, run, stopped
+from pickledbd_client import AsyncPickleDB, RequestTimeout, Unavailable
+from support import PATIENCE, Daemon
+
+
+def test_what_has_no_answer_times_out_and_tells_what_is_known(daemon):
+    async def work():
+        db = async_client(daemon, timeout=1, cache_bytes=0)
+        await db.ping()
+        calls = {
+            "get": (db.get("a"), True),
+            "exists": (db.exists("a"), True),
+            "all": (db.all(), True),
+            "dump": (db.db, True),
+            "set": (db.set("a", 1), False),
+            "pop": (db.pop("p", None), False),
+            "set_many": (db.set_many({"a": 1}), False),
+            "save": (db.save(), False),
+        }
+        with stopped(daemon):
+            errors = await asyncio.gather(*(c for c, _ in calls.values()), return_exceptions=True)
+        for error, (name, (_, known)) in zip(errors, calls.items(), strict=True):
+            assert isinstance(error, RequestTimeout), name
+            assert isinstance(error, TimeoutError)
+            assert f"did not answer a {name} within 1 s" in str(error)
+            assert error.outcome_known is known, name
+        await each_gets_its_own(db, 100)
+        assert await db.get("a") == 1  # here they were applied, once the daemon went on
+
+    run(work())
+
+
+def test_what_waits_behind_others_that_have_no_answer_times_out_too(daemon):
+    async def work():
+        db = async_client(daemon, timeout=1)
+        await db.ping()
+        names = [f"{n}" for n in range(3000)]
+        with stopped(daemon):
+            found = await asyncio.gather(*(db.set(n, n) for n in names), return_exceptions=True)
+        there = await db.all()
+        for name, error in zip(names, found, strict=True):
+            if error.outcome_known:  # it had no turn before its time was over
+                assert isinstance(error, Unavailable)
+                assert name not in there
+            else:
+                assert isinstance(error, RequestTimeout)
+
+    run(work())
+
+
+def test_wait_for_gives_up_and_what_comes_later_is_answered(daemon):
+    async def work():
+        db = async_client(daemon)
+        await db.set("a", 1)
+        with stopped(daemon):
+            for call in (lambda: db.set("a", 2), lambda: db.get_many("a"), db.save):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(call(), 0.1)
+        assert await db.set("b", 3)
+        assert await db.get_many("ab") == {"a": 2, "b": 3}
+
+    run(work())
+
+
+def test_a_daemon_that_does_not_even_greet_is_asked_nothing(daemon):
+    async def work():
+        db = async_client(daemon, timeout=0.5)
+        with stopped(daemon):
+            found = await asyncio.gather(
+                *(db.set(f"{n}", n) for n in range(10)), return_exceptions=True
+            )
+        for error in found:
+            assert isinstance(error, Unavailable)
+            assert error.outcome_known
+        assert await db.len() == 0
+
+    run(work())
+
+
+def test_nobody_there_is_told_within_the_timeout_and_a_daemon_that_comes_is_found(location):
+    async def work():
+        db = AsyncPickleDB(location, timeout=PATIENCE, autostart=False)
+        found = await asyncio.gather(*(db.get(f"{n}") for n in range(50)), return_exceptions=True)
+        assert {type(error) for error in found} == {Unavailable}
+        started = Daemon(location)
+        assert await db.ping()
+        return started
+
+    run(work()).check_and_stop()
+
+
+def test_a_daemon_is_started_for_whoever_asks_first(location):
+    async def work():
+        db = AsyncPickleDB(location, timeout=PATIENCE)
+        await each_gets_its_own(db, 100)
+        assert (await db.info())["location"] == str(location)
+
+    run(work())
+
+
+def test_a_connection_that_leads_nowhere_is_given_up_after_a_timeout(tmp_path):
+    """A host that vanished: no more bytes come, and nothing tells that the connection is gone."""
+    daemon = Daemon(tmp_path / "my.db", "--bind", f"ipc://{tmp_path}/d")
+
+    async def work():
+        async with Relay(tmp_path) as relay:
+            db = AsyncPickleDB(relay.endpoint, timeout=1, cache_bytes=0)
+            await db.set("a", 1)
+            relay.swallow()
+            with pytest.raises(RequestTimeout):
+                await db.get("a")
+            assert await db.get("a") == 1
+
+    run(work())
+    daemon.check_and_stop()
+
+
+# Closed
+
+
+def test_close_ends_what_is_in_flight_and_nothing_hangs(daemon):
+    async def work():
+        db = async_client(daemon)
+        await db.ping()
+        with stopped(daemon):
+            reads = [asyncio.create_task(db.get(f"{n}")) for n in range(10)]
+            await asyncio.sleep(0)
+            await all_sent(db, 10)
+            await db.close()
+            for error in await asyncio.gather(*reads, return_exceptions=True):
+                assert isinstance(error, Unavailable)
+                assert "closed" in str(error)
+                assert error.outcome_known
+        # also what waits for a connection
+        db = AsyncPickleDB(daemon.location, timeout=PATIENCE)
+        task = asyncio.create_task(db.get("a"))
+        await asyncio.sleep(0)
+        await db.close()
+        with pytest.raises(Unavailable, match="closed"):
+            await task
+
+    run(work())
+
+
+@pytest.mark.parametrize("name", ["set", "save"])
+def test_close_does_not_claim_to_know_what_became_of_a_write_that_was_sent(daemon, name):
+    async def work():
+        db = async_client(daemon)
+        await db.ping()
+        with stopped(daemon):
+            task = asyncio.create_task(db.save() if name == "save" else db.set("a", 1))
+            await asyncio.sleep(0)
+            await all_sent(db, 1)
+            await db.close()
+            with pytest.raises(Unavailable) as caught:
+                await task
+        assert not caught.value.outcome_known
+
+    run(work())
+
+
+def test_a_task_that_ends_its_async_with_leaves_the_others_alone(daemon):
+    async def work():
+        db = async_client(daemon)
+        inside, over = asyncio.Event(), asyncio.Event()
+
+        async def other():
+            async with db:
+                inside.set()
+                await over.wait()
+
+        task = asyncio.create_task(other())
+        await inside.wait()
+        await db.ping()
+        os.kill(daemon.pid, signal.SIGSTOP)
+        writes = [asyncio.create_task(db.set(f"{n}", n)) for n in range(3)]
+        await asyncio.sleep(0)
+        await all_sent(db, 3)
+        over.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            task.cancel()  # an exception in its block: it does not even save
+            await task
+        os.kill(daemon.pid, signal.SIGCONT)
+        assert await asyncio.gather(*writes) == [True] * 3
+
+    try:
+        run(work())
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)

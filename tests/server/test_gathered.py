@@ -1,0 +1,258 @@
+"""Several requests in one message: each is applied and answered as if it came alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wired import Wired
+
+DEEP = json.loads("[" * 201 + "]" * 201)
+LARGE = {f"large {n}": n for n in range(2500)}  # more than a turn applies
+
+
+def request(number, op, args=None, **envelope):
+    return {"id": number, "client": "c", "op": op, "args": args or {}} | envelope
+
+
+def hand_in(wired, *requests, peer=b"p"):
+    """One message, as the loop takes it in."""
+    body = requests[0] if len(requests) == 1 else list(requests)
+    wired.engine.receive(peer, [json.dumps(body).encode()])
+    if wired.engine.turn_over:
+        wired.replies += wired.engine.finish_turn()
+
+
+def single(message):
+    """The replies of a message, which is one or an array of some."""
+    replies = message if type(message) is list else [message]
+    assert all(type(reply) is dict for reply in replies), "an array within an array"
+    return replies
+
+
+def answers(wired, peer=b"p"):
+    """What `peer` was answered, by id, with the parts put together."""
+    parts = {}
+    for to, message in wired.turn():
+        if to == peer:
+            for reply in single(message):
+                parts.setdefault(reply["id"], []).append(reply)
+    found = {}
+    for number, replies in parts.items():
+        assert [reply.get("more", False) for reply in replies] == [True] * (len(replies) - 1) + [
+            False
+        ], "one reply to each"
+        if "error" in replies[-1]:
+            found[number] = replies[-1]["error"]
+            continue
+        keys, items = [], {}
+        for reply in replies:
+            keys += reply["result"].get("keys", [])
+            items |= reply["result"].get("items", {})
+        found[number] = replies[-1]["result"] if len(replies) == 1 else (keys, list(items.items()))
+    return found
+
+
+def in_turns(messages, number):
+    return [messages[start : start + number] for start in range(0, len(messages), number)]
+
+
+keys = st.sampled_from("abc")
+numbers = st.integers(0, 99) | st.just(DEEP)
+ops = st.one_of(
+    st.tuples(st.just("set"), st.fixed_dictionaries({"key": keys, "value": numbers})),
+    st.tuples(st.just("setdefault"), st.fixed_dictionaries({"key": keys, "value": numbers})),
+    st.tuples(
+        st.sampled_from(["get", "pop", "remove", "exists"]), st.fixed_dictionaries({"key": keys})
+    ),
+    st.tuples(
+        st.sampled_from(["dump", "all", "len", "popitem", "purge", "ping", "lend"]), st.just({})
+    ),
+    st.tuples(st.sampled_from(["get_many", "remove_many"]), st.just({"keys": ["a", "b", "x"]})),
+    st.tuples(st.just("get"), st.sampled_from([{}, {"key": 1}, {"key": "a", "x": 1}])),
+    st.tuples(
+        st.sampled_from(["set_many", "replace"]),
+        st.sampled_from([{"items": {"a": 1, "d": 2}}, {"items": LARGE}, {"items": 1}]),
+    ),
+    st.tuples(
+        st.just("batch"),
+        st.just({"steps": [{"op": "purge"}, {"op": "set", "args": {"key": "b", "value": 5}}]}),
+    ),
+)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    made = [Wired(tmp_path / name) for name in ("alone.db", "gathered.db")]
+    yield made
+    for wired in made:
+        wired.close()
+
+
+@pytest.mark.parametrize("messages_a_turn", [1, 3])
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=150,
+)
+@given(st.lists(st.lists(ops, min_size=1, max_size=8), min_size=1, max_size=6))
+def test_each_is_answered_as_if_it_came_alone(pair, messages_a_turn, messages):
+    alone, gathered = pair
+    ids = alone.ids  # they grow, as those of one client's writes must
+    expected, found = {}, {}
+    for wired in pair:
+        wired.ask("purge")
+    for turn in in_turns(messages, messages_a_turn):
+        for message in turn:
+            requests = [request(next(ids), op, args) for op, args in message]
+            for each in requests:
+                hand_in(alone, each)
+                expected |= answers(alone)
+            hand_in(gathered, *requests)
+        found |= answers(gathered)
+    assert found == expected
+    for wired in pair:
+        hand_in(wired, request(next(ids), "dump"))
+    assert list(answers(alone).values()) == list(answers(gathered).values())
+
+
+def test_a_dump_between_writes_shows_its_moment(wired):
+    hand_in(
+        wired,
+        request(1, "set", {"key": "a", "value": 1}),
+        request(2, "dump"),
+        request(3, "set", {"key": "a", "value": 2}),
+        request(4, "all"),
+        request(5, "set", {"key": "b", "value": 3}),
+        request(6, "dump"),
+        request(7, "purge"),
+        request(8, "dump"),
+    )
+    found = answers(wired)
+    assert found.keys() == set(range(1, 9))
+    assert found[2] == {"items": {"a": 1}}
+    assert found[4] == {"keys": ["a"]}
+    assert found[6] == {"items": {"a": 2, "b": 3}}
+    assert found[8] == {"items": {}}
+
+
+def test_replies_that_were_gathered_are_not_gathered_with_those_to_the_next_message(wired):
+    hand_in(wired, *(request(n, "dump" if n == 3 else "ping") for n in range(1, 5)))
+    hand_in(wired, request(5, "ping"), request(6, "ping"))
+    assert answers(wired).keys() == set(range(1, 7))
+
+
+def test_a_large_batch_holds_back_what_its_message_asks_after_it(wired):
+    hand_in(
+        wired,
+        request(1, "len"),
+        request(2, "set_many", {"items": LARGE}),
+        request(3, "len"),
+        request(4, "get", {"key": "large 7"}),
+        request(5, "remove", {"key": "large 7"}),
+        request(6, "purge"),
+        request(7, "len"),
+    )
+    hand_in(wired, request(8, "len"), peer=b"another")
+    found = answers(wired)
+    assert [found[n].get("len", found[n].get("value")) for n in (1, 3, 4, 7)] == [0, 2500, 7, 0]
+    assert found[5] == {"removed": True}
+
+
+def test_only_who_asks_for_several_things_is_answered_with_arrays(wired):
+    hand_in(wired, request(1, "ping"), peer=b"one")
+    hand_in(wired, request(1, "ping"), request(2, "ping"), peer=b"two")
+    hand_in(wired, request(3, "ping"), peer=b"one")
+    hand_in(wired, request(1, "lend"), request(2, "ping"), peer=b"three")
+    told = {}
+    for peer, message in wired.turn():
+        assert (type(message) is list) is (peer != b"one")
+        told.setdefault(peer, []).extend(reply["id"] for reply in single(message))
+    assert {peer: sorted(numbers) for peer, numbers in told.items()} == {
+        b"one": [1, 3],
+        b"two": [1, 2],
+        b"three": [1, 2],
+    }
+    hand_in(wired, request(4, "ping"), peer=b"two")
+    assert wired.turn() == [(b"two", {"id": 4, "result": {}})]
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
+def test_an_integer_over_64_bits_anywhere_refuses_all_writes_of_its_message(wired, number):
+    wired.ask("set", key="a", value=1)
+    hand_in(
+        wired,
+        request(101, "set", {"key": "a", "value": 2}),
+        request(102, "get", {"key": "a"}),
+        request(103, "set", {"key": "b", "value": [number]}),
+        request(104, "batch", {"steps": [{"op": "purge"}]}),
+    )
+    found = answers(wired)
+    assert [found[n].get("code") for n in range(101, 105)] == [
+        "invalid_value",
+        None,
+        "invalid_value",
+        "invalid_value",
+    ]
+    assert found[102] == {"value": 1}
+    assert wired.ask("dump") == {"items": {"a": 1}}
+
+
+def test_parts_do_not_stand_among_others(wired):
+    hand_in(
+        wired,
+        request(1, "set_many", {"items": {"a": 1}}, more=True),
+        request(2, "ping"),
+        request(1, "set_many", {"items": {"b": 1}}),
+    )
+    codes = [reply.get("error", {}).get("code") for _, m in wired.turn() for reply in single(m)]
+    assert sorted(codes, key=str) == [None, None, "protocol"]
+    assert wired.ask("dump") == {"items": {"b": 1}}, "what was refused is no part of it"
+
+
+def test_a_write_with_the_number_of_another_is_refused(wired):
+    hand_in(wired, *(request(n, "set", {"key": f"{n}", "value": 1}) for n in (7, 7, 6, 8)))
+    replies = [reply for _, message in wired.turn() for reply in single(message)]
+    assert sorted((reply["id"], "error" in reply) for reply in replies) == [
+        (6, True),
+        (7, False),
+        (7, True),
+        (8, False),
+    ]
+    assert wired.ask("all") == {"keys": ["7", "8"]}
+
+
+def test_a_journal_that_fails_refuses_each_write_and_answers_each_read(wire, monkeypatch):
+    wired = wire()
+    wired.ask("set", key="a", value=1)
+
+    def fail(*_args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", fail)
+    hand_in(
+        wired,
+        request(1, "set", {"key": "a", "value": 2}),
+        request(2, "get", {"key": "a"}),
+        request(3, "dump"),
+        request(4, "pop", {"key": "a"}),
+        request(5, "lend"),
+        request(6, "get", {"key": "a"}),
+    )
+    found = answers(wired)
+    assert [found[n].get("code") for n in range(1, 7)] == [
+        "writes_refused",
+        None,
+        None,
+        "writes_refused",
+        "protocol",
+        None,
+    ]
+    assert found[2] == found[6] == {"value": 1}
+    assert found[3] == {"items": {"a": 1}}
+    monkeypatch.undo()
+    assert wire().ask("dump") == {"items": {"a": 1}}
