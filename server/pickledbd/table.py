@@ -13,7 +13,7 @@ bounded by the dicts, without what they hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 CHUNK = 341
 """Keys in a chunk: what a dict holds in 512 slots, so that a full chunk wastes nothing."""
@@ -121,11 +121,13 @@ class Table:
         number = self._index[hash(key) & _MASK].get(key)
         return None if number is None else self._chunks[number][key]
 
-    def get_many(self, keys: Iterable[str]) -> list[bytes | None]:
+    def get_many(self, keys: Collection[str]) -> list[bytes | None]:
         """The values of many keys; None where there is no such key."""
         index, chunks = self._index, self._chunks
-        numbers = ((index[hash(key) & _MASK].get(key), key) for key in keys)
-        return [None if number is None else chunks[number][key] for number, key in numbers]
+        try:
+            return [chunks[index[hash(key) & _MASK][key]][key] for key in keys]
+        except KeyError:
+            return [self.get(key) for key in keys]
 
     def set(self, key: str, value: bytes) -> bytes | None:
         """Set one key, a new one last; its value before, or None."""

@@ -18,6 +18,7 @@ from pickledbd_protocol import (
     InvalidKey,
     InvalidValue,
     canonical,
+    canonical_items,
     check_integers,
     encode_items,
     encode_key,
@@ -201,3 +202,26 @@ def test_an_integer_of_ten_thousand_digits_is_refused_shortly():
     with pytest.raises(InvalidValue) as caught:
         check_integers(b"[1%s]" % (b"0" * 10_000))
     assert len(str(caught.value)) < 100
+
+
+BETWEEN = 8_317_264_559_017_423_916  # what _dump_each puts between values
+with_separators = st.recursive(
+    st.sampled_from([BETWEEN, -BETWEEN, BETWEEN // 10, f",{BETWEEN},", 1, "a", None, True])
+    | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["a", f",{BETWEEN},"]), inner, max_size=3)
+    ),
+)
+
+
+@given(st.dictionaries(st.text(max_size=2), with_separators, max_size=6))
+def test_many_values_have_the_texts_that_each_of_them_has(items):
+    assert canonical_items(items) == {key: canonical(key, value) for key, value in items.items()}
+
+
+def test_of_many_values_the_one_that_is_nested_too_deeply_is_named():
+    deep = nested(MAX_DEPTH)
+    assert orjson.loads(canonical_items({"a": 1, "b": deep})["b"]) == deep
+    with pytest.raises(InvalidValue, match="'b'"):
+        canonical_items({"a": "x" * 500, "b": [deep]})
