@@ -65,6 +65,13 @@ def db(daemon):
 
 
 @pytest.fixture
+def other(daemon):
+    """Another client of `daemon`."""
+    with contextlib.closing(daemon.client()) as client:
+        yield client
+
+
+@pytest.fixture
 def dealer(daemon):
     """A bare ZeroMQ socket connected to `daemon`, for what no client of ours would send."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
