@@ -290,22 +290,23 @@ class _Line:
             return  # nobody waits for it any more
         if asked.parts:
             reply = join_parts([*asked.parts, reply])
-        if asked.call.reads is not None:
-            self._keep(asked.call.reads, reply)
+        self._keep(asked.call, reply)
         asked.answer.set_result(reply)
 
-    def _keep(self, key: str, reply: Reply) -> None:
+    def _keep(self, call: Call[Any], reply: Reply) -> None:
         channel = self._channel
-        if channel is None or self._route.cache.keep(key, reply, channel.counters):
+        if channel is None or call.key is None:
+            return
+        if self._route.cache.keep(call.key, call.text, reply, channel.counters):
             return
         channel.counters = None  # it has ended; until the daemon tells of another there is none
-        call = channel.greeting()
+        greeting = channel.greeting()
 
         def met(answer: asyncio.Future[Reply]) -> None:
             if not answer.exception() and answer.result().error is None:
-                call.read(answer.result())
+                greeting.read(answer.result())
 
-        self.ask(call).answer.add_done_callback(met)
+        self.ask(greeting).answer.add_done_callback(met)
 
     def _end(self, asked: _Asked) -> None:
         del self._sent[asked.id]

@@ -23,7 +23,7 @@ from typing import Any
 
 import orjson
 
-from pickledbd_protocol import Reply, restore
+from pickledbd_protocol import Reply, may_hold_binary, restore
 from pickledbd_protocol import counters as layout
 
 Entry = tuple[int, int, Any, Callable[[Any], Any] | None]
@@ -72,9 +72,12 @@ class Cache:
         _, _, value, copy = found
         return value if copy is None else copy(value)
 
-    def keep(self, key: str, reply: Reply, told: Mapping[str, Any] | None) -> bool:
+    def keep(
+        self, key: str, text: bytes | None, reply: Reply, told: Mapping[str, Any] | None
+    ) -> bool:
         """Have the answer to a get of `key`; `told`: what its daemon tells of its table.
 
+        Or to a set, with the `text` that it wrote: kept only if the key was read before.
         To be called before anything else reads the reply. False if that table has ended although
         its daemon answers, so that the daemon is to be asked for another.
         """
@@ -89,7 +92,7 @@ class Cache:
             if not table[1]:  # it may have been made again since the daemon told of it
                 return False
         near = self.near
-        _, counters, alive, lease = near
+        entries, counters, alive, lease = near
         if counters is not table[1]:  # a thread that asked another daemon came in between
             return True
         slot, count = reply.result.get("slot"), reply.result.get("count")
@@ -97,7 +100,15 @@ class Cache:
             return True
         if alive[0] != lease:
             return False
-        self._put(near, key, (slot, count, *_kept(reply)))
+        if text is not None:
+            if key in entries:
+                value = orjson.loads(text)
+                self._put(near, key, (slot, count, *_kept(value, binary=may_hold_binary(text))))
+        elif "value" in reply.result:
+            kept = _kept(reply.result["value"], binary=reply.binary)
+            self._put(near, key, (slot, count, *kept))
+        else:
+            self._put(near, key, (slot, count, None, _absent))
         return True
 
     def _look_again(self) -> bool:
@@ -139,21 +150,18 @@ def _find(near: Near, key: str) -> Entry | None:
     return entry
 
 
-def _kept(reply: Reply) -> tuple[Any, Callable[[Any], Any] | None]:
-    """What to keep of an answer, and how it is copied for a caller."""
-    if "value" not in reply.result:
-        return None, _absent
-    value = reply.result["value"]
+def _kept(value: Any, *, binary: bool) -> tuple[Any, Callable[[Any], Any] | None]:
+    """What to keep of a value from the wire, and how it is copied for a caller."""
     kind = type(value)
     if kind in _SCALARS:
         return value, None
     # Where all its values are scalars, a copy is quicker than parsing
-    if kind is dict and not reply.binary and _SCALARS.issuperset(map(type, value.values())):
+    if kind is dict and not binary and _SCALARS.issuperset(map(type, value.values())):
         return value.copy(), dict.copy
-    if kind is list and not reply.binary and _SCALARS.issuperset(map(type, value)):
+    if kind is list and not binary and _SCALARS.issuperset(map(type, value)):
         return value.copy(), list.copy
     text = bytes(memoryview(orjson.dumps(value)))  # orjson's own keeps the room it was written in
-    return text, _load_restored if reply.binary else orjson.loads
+    return text, _load_restored if binary else orjson.loads
 
 
 def _size(key: str, entry: Entry) -> int:

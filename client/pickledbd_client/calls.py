@@ -40,8 +40,10 @@ class Call(Generic[T]):
     read: Callable[[Reply], T]
     before: list[bytes] = field(default_factory=list)
     """The arguments of messages to be sent before the last, where there are several."""
-    reads: str | None = None
-    """The key whose value the reply tells, which may be kept."""
+    key: str | None = None
+    """The key whose value is known when the reply is there, so that it may be kept."""
+    text: bytes | None = None
+    """That value, as JSON text, if it is not the reply that tells it."""
 
 
 def _true(_reply: Reply) -> bool:
@@ -74,10 +76,6 @@ def _value_or(key: str, default: Any) -> Callable[[Reply], Any]:
 
 def _key_args(key: str) -> bytes:
     return b'{"key":%s}' % encode_key(key)
-
-
-def _pair_args(key: str, value: Any) -> bytes:
-    return b'{"key":%s,"value":%s}' % (encode_key(key), encode_value(key, value))
 
 
 def _keys_call(op: str, keys: list[str], read: Callable[[Reply], T]) -> Call[T]:
@@ -121,7 +119,7 @@ def _parts(pieces: list[bytes]) -> Iterator[bytes]:
 
 
 def get(key: str, default: Any = None) -> Call[Any]:
-    return Call("get", _key_args(key), _value_or(key, default), reads=key)
+    return Call("get", _key_args(key), _value_or(key, default), key=key)
 
 
 def exists(key: str) -> Call[bool]:
@@ -129,11 +127,14 @@ def exists(key: str) -> Call[bool]:
 
 
 def set_(key: str, value: Any) -> Call[bool]:
-    return Call("set", _pair_args(key, value), _true)
+    text = encode_value(key, value)
+    args = b'{"key":%b,"value":%b}' % (encode_key(key), text)
+    return Call("set", args, _true, key=key, text=text)
 
 
 def setdefault(key: str, value: Any) -> Call[Any]:
-    return Call("setdefault", _pair_args(key, value), _value)
+    args = b'{"key":%b,"value":%b}' % (encode_key(key), encode_value(key, value))
+    return Call("setdefault", args, _value)
 
 
 def remove(key: str) -> Call[bool]:

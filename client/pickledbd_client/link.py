@@ -87,11 +87,11 @@ class Link:
                 return call.read(reply)
 
     def _keep(self, call: Call[Any], reply: Reply, channel: Channel, session: Session) -> None:
-        if call.reads is None or self._cache.keep(call.reads, reply, channel.counters):
+        if call.key is None or self._cache.keep(call.key, call.text, reply, channel.counters):
             return
         try:
             channel.greet(session, self._route.deadline())
-            self._cache.keep(call.reads, reply, channel.counters)
+            self._cache.keep(call.key, call.text, reply, channel.counters)
         except (PickleDBError, ConnectionLostError):  # the reply is there; this is for the next
             session.close()
 

@@ -39,6 +39,7 @@ from pickledbd_protocol.values import (
     encode_items,
     encode_key,
     encode_value,
+    may_hold_binary,
     restore,
     shown,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "gather",
     "join_parts",
     "may_be_written",
+    "may_hold_binary",
     "owner_told",
     "restore",
     "shown",

@@ -193,6 +193,10 @@ class Engine:
                 sets, removed, clear = store.effect(start)
                 self._records.append(records.effects(sets, removed, clear=clear, answer=answer))
             self._answered.append((request.client, self._retries.remember(answer)))
+        if request.command.name == "set":
+            # Its client may keep what it wrote. Not in the answer that a repeat is given: by then
+            # there may be another table, whose counters may by chance be the same
+            result = b"{%b}" % b",".join(store.counters.of(request.args["key"]))
         return encode_reply(request.id, result)
 
     def _refusal(self, why: str, *, in_doubt: bool = False) -> PickleDBError:

@@ -237,3 +237,32 @@ def test_a_write_that_the_disk_refused_is_never_read(daemon, db, other):
     wait_until(accepted, "writes to be accepted")
     assert db.get("a") == 2
     assert keeps(daemon, db)
+
+
+# What it writes itself
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_what_it_writes_where_it_had_read_is_kept_too(daemon, db, other, value):
+    db.get("a")
+    db.set("a", value)
+    assert keeps(daemon, db)
+    assert db.get("a") == other.get("a") == value
+    spoil(db.get("a"))
+    assert db.get("a") == value
+    other.set("a", "another's")
+    assert db.get("a") == "another's"
+
+
+def test_what_it_writes_without_having_read_it_is_not_kept(daemon, db):
+    db.set("a", 1)
+    assert asks(daemon, db)
+
+
+def test_what_it_writes_is_kept_as_it_is_read_not_as_it_was_given(daemon, db):
+    db.get("a")
+    given = [(1, 2), {"b": [3]}]
+    db.set("a", given)
+    given.append("changed later")
+    assert keeps(daemon, db)
+    assert db.get("a") == [[1, 2], {"b": [3]}]

@@ -403,10 +403,10 @@ from pickledbd import cli, loop
 
 turn = loop.Loop._turn
 
-def faulty(self, ready):
+def faulty(self, *args, **options):
     if os.path.exists(sys.argv[1] + ".fault"):
         raise RuntimeError("on purpose")
-    return turn(self, ready)
+    return turn(self, *args, **options)
 
 loop.Loop._turn = faulty
 sys.exit(cli.main(sys.argv[1:]))
