@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import threading
 import time
 import uuid
@@ -66,11 +67,7 @@ class AsyncLink:
             raise self._route.closed()
         line = self._line()
         asked = line.ask(call)
-        try:
-            reply = await asked.answer
-        except asyncio.CancelledError:
-            line.forget(asked)
-            raise
+        reply = await asked.answer  # if it is cancelled, what was sent still counts as in flight
         if reply.error is not None:
             raise reply.error
         return call.read(reply)
@@ -160,11 +157,6 @@ class _Line:
         self._flush_soon()
         return asked
 
-    def forget(self, asked: _Asked) -> None:
-        """Nobody waits for this any more. If it was sent, it still counts as in flight."""
-        with contextlib.suppress(ValueError):
-            self._waiting.remove(asked)
-
     def close(self) -> None:
         """Hang up; all that is in flight ends with Unavailable."""
         self._closed = True
@@ -187,7 +179,7 @@ class _Line:
     def __del__(self) -> None:
         # AsyncPickleDB needs no close() either. In whatever thread this is, its loop's ends it
         channel, loop = self._channel, self._loop
-        if channel is None:
+        if channel is None or sys.is_finalizing():
             return
 
         def end() -> None:
@@ -227,6 +219,13 @@ class _Line:
         now = time.monotonic()
         while self._waiting and len(self._sent) < IN_FLIGHT:
             asked = self._waiting.popleft()
+            if asked.answer.done():
+                self._give_back(asked)
+                continue
+            if asked.deadline is not None and asked.deadline <= now:
+                self._give_back(asked)
+                asked.fail(self._late(asked))
+                continue
             if not asked.client:
                 asked.client = self._name_for(asked.call)
             try:
@@ -269,7 +268,7 @@ class _Line:
         except ProtocolError as error:
             self._break(error)
         else:
-            if self._waiting:
+            if self._waiting and len(self._sent) < IN_FLIGHT:
                 self._flush_soon()
 
     def _take(self, reply: Reply) -> None:
@@ -278,18 +277,19 @@ class _Line:
             raise self._channel.unexpected(reply)
         asked = self._sent.get(reply.id)
         if asked is None:
-            return  # of a batch that was cancelled before its parts were all sent
+            assert self._channel is not None  # noqa: S101 - it has just told this
+            raise self._channel.unexpected(reply)
         if reply.more:
             if asked.patience is not None:  # it tells that the daemon is at it
                 asked.deadline = time.monotonic() + asked.patience
             if not asked.answer.done():
                 asked.parts.append(reply)
             return
+        if asked.parts:
+            reply = join_parts([*asked.parts, reply])
         self._end(asked)
         if asked.answer.done():
             return  # nobody waits for it any more
-        if asked.parts:
-            reply = join_parts([*asked.parts, reply])
         self._keep(asked.call, reply)
         asked.answer.set_result(reply)
 
@@ -327,20 +327,23 @@ class _Line:
         """End what has had no answer by its deadline."""
         self._timer = None
         now = time.monotonic()
-        nearest: float | None = None
-        silent = False
-        for asked in [*self._sent.values(), *self._waiting]:
-            if asked.deadline is None or asked.answer.done():
-                continue
-            if asked.deadline <= now:
-                silent = silent or (asked.id in self._sent and self._heard < (asked.sent or now))
-                self.forget(asked)
-                asked.fail(self._late(asked))
-            elif nearest is None or asked.deadline < nearest:
-                nearest = asked.deadline
+        if self._connecting and not self._route.daemon:
+            for asked in self._waiting:  # the first time, a daemon that is loading is waited for
+                asked.deadline = None if asked.patience is None else now + asked.patience
+        timed = [
+            (asked.deadline, asked)
+            for asked in (*self._sent.values(), *self._waiting)
+            if asked.deadline is not None
+        ]
+        late = [asked for deadline, asked in timed if deadline <= now]
+        # Nothing has come since that was sent: the connection may lead nowhere
+        silent = any(a.id in self._sent and self._heard < (a.sent or now) for a in late)
+        for asked in late:
+            asked.fail(self._late(asked))
+        nearest = min((deadline for deadline, _ in timed if deadline > now), default=None)
         if nearest is not None:
             self._timer = self._loop.call_later(nearest - now, _Weakly(self._expire))
-        if silent:  # nothing has come since that was sent: the connection may lead nowhere
+        if silent:
             self._reconnect()
         elif self._waiting:
             self._flush_soon()
@@ -348,7 +351,8 @@ class _Line:
     def _late(self, asked: _Asked) -> PickleDBError:
         if asked.sent is not None:
             return self._route.timed_out(asked.call)
-        return Unavailable(f"no connection to {self._route.target} in time; nothing was asked")
+        why = f"{IN_FLIGHT} requests before it were not answered" if self._sent else "no connection"
+        return Unavailable(f"{why} in time at {self._route.target}; nothing was asked")
 
     def _break(self, error: ProtocolError) -> None:
         """Give the connection up, whose other side nobody understands."""
@@ -419,7 +423,7 @@ class _Line:
         # Who began to wait later has time left, for another attempt
         for asked in list(self._waiting):
             if deadline is None or (asked.deadline is not None and asked.deadline <= deadline):
-                self.forget(asked)
+                self._waiting.remove(asked)
                 self._give_back(asked)
                 error = copy(result)
                 if asked.sent is not None and isinstance(result, (Unavailable, NotAllowed)):

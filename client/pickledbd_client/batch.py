@@ -24,15 +24,16 @@ class Steps:
         self._covers: list[int] = []  # how many of the user's calls each of these stands for
         self._items: list[bytes] = []  # set since the last of them, and their keys
         self._keys: set[str] = set()
-        self._sent = False
+        self._ended = False
 
     def set(self, key: Any, value: Any) -> None:
         """As PickleDB.set."""
-        self._refuse_if_sent()
-        item = calls.item(str(key), value)
-        if str(key) in self._keys:  # or the daemon would not look at what was set before
+        self._refuse_if_ended()
+        key = str(key)
+        item = calls.item(key, value)
+        if key in self._keys:  # or the daemon would not look at what was set before
             self._close_items()
-        self._keys.add(str(key))
+        self._keys.add(key)
         self._items.append(item)
 
     def remove(self, key: Any) -> None:
@@ -63,7 +64,7 @@ class Steps:
         self.remove(key)
 
     def _add(self, call: Call[Any]) -> None:
-        self._refuse_if_sent()
+        self._refuse_if_ended()
         self._close_items()
         self._calls.append(call)
         self._covers.append(1)
@@ -76,14 +77,14 @@ class Steps:
             self._items = []
             self._keys = set()
 
-    def _refuse_if_sent(self) -> None:
-        if self._sent:
-            raise ValueError("this batch has been sent; begin another with batch()")
+    def _refuse_if_ended(self) -> None:
+        if self._ended:
+            raise ValueError("this batch has ended; begin another with batch()")
 
     def _end(self, exc_type: type[BaseException] | None) -> Call[list[Any]] | None:
         """What is to be asked, if anything is."""
         self._close_items()
-        self._sent = True
+        self._ended = True
         return calls.batch(self._calls) if self._calls and exc_type is None else None
 
     def _happened(self, results: list[Any]) -> None:
@@ -99,7 +100,7 @@ class Batch(Steps):
         self._request = request
 
     def __enter__(self) -> Self:
-        self._refuse_if_sent()
+        self._refuse_if_ended()
         return self
 
     def __exit__(
@@ -121,7 +122,7 @@ class AsyncBatch(Steps):
         self._request = request
 
     async def __aenter__(self) -> Self:
-        self._refuse_if_sent()
+        self._refuse_if_ended()
         return self
 
     async def __aexit__(

@@ -35,6 +35,9 @@ Near = tuple[dict[str, Entry], Sequence[int], Sequence[int], int]
 LOOK_SECONDS = 5.0
 """How often a table that could not be read is looked for again."""
 
+SMALL = 1000
+"""Bytes of a text that was written and is worth taking apart, so that its copies are quicker."""
+
 _ENTRY_BYTES = 300
 """Of an entry, beside its key and its value: a tuple, two numbers, and its share of the dict."""
 
@@ -101,9 +104,8 @@ class Cache:
         if alive[0] != lease:
             return False
         if text is not None:
-            if key in entries:
-                value = orjson.loads(text)
-                self._put(near, key, (slot, count, *_kept(value, binary=may_hold_binary(text))))
+            if key in entries and len(text) <= self._limit:
+                self._put(near, key, (slot, count, *_kept_text(text)))
         elif "value" in reply.result:
             kept = _kept(reply.result["value"], binary=reply.binary)
             self._put(near, key, (slot, count, *kept))
@@ -123,6 +125,7 @@ class Cache:
         """Hold nothing from now on."""
         self._limit = 0
         self.near = self._old = _NOTHING
+        self._table = "", ()
 
     def _put(self, near: Near, key: str, entry: Entry) -> None:
         entries, counters, alive, lease = near
@@ -173,6 +176,14 @@ def _size(key: str, entry: Entry) -> int:
     elif type(value) is list:
         size += sum(map(getsizeof, value))
     return size
+
+
+def _kept_text(text: bytes) -> tuple[Any, Callable[[Any], Any] | None]:
+    """The same of the text of a value."""
+    binary = may_hold_binary(text)
+    if len(text) > SMALL:
+        return bytes(memoryview(text)), _load_restored if binary else orjson.loads
+    return _kept(orjson.loads(text), binary=binary)
 
 
 def _absent(_kept: None) -> Any:

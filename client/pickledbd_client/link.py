@@ -91,8 +91,7 @@ class Link:
             return
         try:
             channel.greet(session, self._route.deadline())
-            self._cache.keep(call.key, call.text, reply, channel.counters)
-        except (PickleDBError, ConnectionLostError):  # the reply is there; this is for the next
+        except (PickleDBError, ConnectionLostError):  # the reply is there, this is for the next
             session.close()
 
     def _channel(self, session: Session, deadline: Deadline, asked: Call[Any] | None) -> Channel:

@@ -81,12 +81,12 @@ class Counters:
         self._number += 1
         self._words[layout.FIRST_SLOT :] = array("Q", [self._number]) * layout.SLOTS
 
-    def of(self, key: str) -> list[bytes]:
+    def of(self, key: str) -> bytes:
         """Members of an answer that tell the slot of `key` and its number; none without a table."""
         if self.told is None:
-            return []
+            return b""
         slot = layout.FIRST_SLOT + (hash(key) & _MASK)
-        return [b'"slot":%d,"count":%d' % (slot, self._words[slot])]
+        return b'"slot":%d,"count":%d' % (slot, self._words[slot])
 
     # For the loop
 
@@ -137,6 +137,7 @@ class Counters:
             os.close(file)
         self._path = path
         self._words = memoryview(shared).cast("Q")
+        self.all_changed()  # nor are its numbers those of another table
         self.told = {
             "path": os.fspath(path),
             "file": [self._file.st_dev, self._file.st_ino],

@@ -196,7 +196,7 @@ class Engine:
         if request.command.name == "set":
             # Its client may keep what it wrote. Not in the answer that a repeat is given: by then
             # there may be another table, whose counters may by chance be the same
-            result = b"{%b}" % b",".join(store.counters.of(request.args["key"]))
+            result = b"{%b}" % store.counters.of(request.args["key"])
         return encode_reply(request.id, result)
 
     def _refusal(self, why: str, *, in_doubt: bool = False) -> PickleDBError:

@@ -27,8 +27,10 @@ PART_BYTES = 2**18
 def get(store: Store, args: Args) -> bytes:
     key = args["key"]
     value = store.get(key)
-    members = [b'"value":%s' % value] if value is not None else []
-    return b"{%s}" % b",".join(members + store.counters.of(key))
+    counter = store.counters.of(key)
+    if value is None:
+        return b"{%b}" % counter
+    return b'{"value":%b%b%b}' % (value, b"," if counter else b"", counter)
 
 
 def exists(store: Store, args: Args) -> bytes:

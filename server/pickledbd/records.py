@@ -35,6 +35,10 @@ assert all(  # noqa: S101 - the format's own
 _HEADER_PATTERN = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{8}) ")
 
 
+NOT_KEPT = b"null"
+"""Stands for an answer that was given up: its write was applied, what it returned is gone."""
+
+
 @dataclass(slots=True)
 class Answer:
     """What a write was answered, so that a repeat of it gets the same."""
@@ -186,10 +190,8 @@ def answer_of(record: Mapping[str, Any]) -> Answer | None:
     """The answer that a record tells of, if it does."""
     if "client" not in record:
         return None
-    return Answer(
-        record["client"],
-        record["id"],
-        record["at"],
-        record["budget_ms"],
-        bytes(memoryview(orjson.dumps(record["result"]))),
-    )
+    try:
+        result = bytes(memoryview(orjson.dumps(record["result"])))
+    except TypeError:  # nested as deeply as only a file of pickleDB's may be, and once more
+        result = NOT_KEPT
+    return Answer(record["client"], record["id"], record["at"], record["budget_ms"], result)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pickledbd.records import Answer
+from pickledbd.records import NOT_KEPT, Answer
 from pickledbd_protocol import ProtocolError, Request, Unavailable
 
 ANSWERS_MAX = 10_000
@@ -28,9 +28,6 @@ applied is remembered."""
 
 KEEP_MS = 10 * 60 * 1000
 """How long an answer is kept at most, in milliseconds."""
-
-NOT_KEPT = b"null"
-"""Stands for an answer that was given up: its write was applied, what it returned is gone."""
 
 
 def now_ms() -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from pickledbd.counters import Counters
 from pickledbd.table import Place, Table, View
@@ -150,7 +151,6 @@ class Store:
         while len(self._log) > start:
             change = self._log.pop()
             self.changes = change.count
-            self.counters.changed(change.key)
             if change.cleared is not None:
                 self.counters.all_changed()
                 self._garbage.append(self._table)
@@ -162,8 +162,10 @@ class Store:
                 ):
                     _restore(change.table, key, before)
             elif change.place is not None and change.before is not None:
+                self.counters.changed(change.key)
                 change.table.put_back(change.key, change.before, change.place)
             else:
+                self.counters.changed(change.key)
                 _restore(change.table, change.key, change.before)
 
     # Whole contents
@@ -190,7 +192,7 @@ class Store:
             self._table = batch
         else:
             self._adopted = batch
-            self.counters.changed_many((k for keys, _ in batch.view() for k in keys), len(batch))
+            self.counters.changed_many(chain.from_iterable(batch.chunks()), len(batch))
 
     def fold(self) -> Iterator[None]:
         """Put what was adopted where it belongs, a little at each step."""

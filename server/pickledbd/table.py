@@ -151,6 +151,10 @@ class Table:
         self._length += 1
         return None
 
+    def chunks(self) -> Iterable[Mapping[str, bytes]]:
+        """All that there is, to be looked at before anything changes."""
+        return self._chunks.values()
+
     def update(self, items: Mapping[str, bytes]) -> list[bytes | None]:
         """Set many keys; their values before. Quicker than one by one where they are there."""
         index, chunks = self._index, self._chunks

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import threading
+import time
 
 import pytest
+import zmq
 
-from looped import Relay, all_sent, async_client, each_gets_its_own, run, stopped
-from pickledbd_client import AsyncPickleDB, RequestTimeout, Unavailable
+from looped import Relay, all_sent, async_client, each_gets_its_own, run, stopped, until
+from pickledbd_client import AsyncPickleDB, ProtocolError, RequestTimeout, Unavailable
+from pickledbd_client.async_link import IN_FLIGHT
 from support import PATIENCE, Daemon
 
 
@@ -124,6 +129,88 @@ def test_a_connection_that_leads_nowhere_is_given_up_after_a_timeout(tmp_path):
 
     run(work())
     daemon.check_and_stop()
+
+
+def test_so_it_is_where_everybody_gives_up_sooner(tmp_path):
+    daemon = Daemon(tmp_path / "my.db", "--bind", f"ipc://{tmp_path}/d")
+
+    async def work():
+        async with Relay(tmp_path) as relay:
+            db = AsyncPickleDB(relay.endpoint, timeout=1, cache_bytes=0)
+            await db.set("a", 1)
+            relay.swallow()
+
+            async def there_again():
+                with contextlib.suppress(TimeoutError):
+                    return await asyncio.wait_for(db.get("a"), 0.3) == 1
+
+            while not await there_again():  # bounded by `run`
+                pass
+
+    run(work())
+    daemon.check_and_stop()
+
+
+def test_an_answer_whose_parts_do_not_fit_ends_who_waits_for_it(tmp_path):
+    endpoint = f"ipc://{tmp_path}/s"
+    greeting = {"location": "x", "limits": {"request_bytes": 1000}, "features": []}
+
+    def answer(router):
+        for _ in range(2):
+            assert router.poll(PATIENCE * 1000)
+            peer, body = router.recv_multipart()
+            asked = json.loads(body)
+            parts = [greeting] if asked["op"] == "hello" else [{"items": {"a": 1}}, {"items": [2]}]
+            for number, part in enumerate(parts, 1):
+                reply = {"id": asked["id"], "result": part, "more": number < len(parts)}
+                router.send_multipart([peer, json.dumps(reply).encode()])
+
+    async def work():
+        db = AsyncPickleDB(endpoint, timeout=PATIENCE)
+        with pytest.raises(ProtocolError, match="'items'"):
+            await db.db
+        await db.close()
+
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger = 0
+        router.bind(endpoint)
+        thread = threading.Thread(target=answer, args=(router,))
+        thread.start()
+        run(work())
+        thread.join(PATIENCE)
+
+
+def test_what_waits_for_its_turn_behind_too_many_does_nothing_meanwhile(daemon):
+    async def work():
+        db = async_client(daemon, cache_bytes=0)
+        await db.set("a", 1)
+        with stopped(daemon):
+            tasks = [asyncio.create_task(db.get("a")) for _ in range(IN_FLIGHT + 500)]
+            (line,) = db._link._lines.values()
+            await until(lambda: len(line._sent) == IN_FLIGHT)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not line._flushing
+        assert await asyncio.gather(*tasks) == [1] * len(tasks)
+
+    run(work())
+
+
+def test_what_could_not_be_sent_in_time_is_not_asked(daemon):
+    """The event loop was held up; afterwards nobody waits for it any more."""
+
+    async def work():
+        db = async_client(daemon, timeout=0.5)
+        await db.set("a", 1)
+        task = asyncio.create_task(db.set("a", 2))
+        await asyncio.sleep(0)  # it has asked, and is about to be sent
+        time.sleep(0.6)  # noqa: ASYNC251 - what this is about
+        with pytest.raises(Unavailable, match="nothing was asked") as caught:
+            await task
+        assert caught.value.outcome_known
+        assert await db.get("a") == 1
+
+    run(work())
 
 
 # Closed

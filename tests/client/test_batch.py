@@ -174,7 +174,7 @@ def test_after_its_end_it_takes_no_more(db, block):
         lambda: batch.update(b=1),
         lambda: batch.__delitem__("a"),
     ):
-        with pytest.raises(ValueError, match="has been sent"):
+        with pytest.raises(ValueError, match="has ended"):
             call()
     assert db.db == {"a": 1}
 
@@ -183,13 +183,13 @@ def test_it_is_not_sent_again_by_a_second_with(db):
     with db.batch() as batch:
         batch.set("a", 1)
     db.remove("a")
-    with pytest.raises(ValueError, match="has been sent"), batch:
+    with pytest.raises(ValueError, match="has ended"), batch:
         pass
     assert db.db == {}
     with contextlib.suppress(RuntimeError), db.batch() as batch:
         batch.set("a", 1)
         raise RuntimeError
-    with pytest.raises(ValueError, match="has been sent"), batch:
+    with pytest.raises(ValueError, match="has ended"), batch:
         pass
     assert db.db == {}
 

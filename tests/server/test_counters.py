@@ -521,7 +521,7 @@ class Stepped:
     def seen(self):
         """Each key's counter and value."""
         for key in KEYS:
-            (told,) = self.store.counters.of(key)
+            told = self.store.counters.of(key)
             told = json.loads(b"{%s}" % told)
             yield key, (told["slot"], told["count"]), self.store.get(key)
 
@@ -563,3 +563,34 @@ def test_of_many_changes_none_is_forgotten(count):
     before = [store.counters.of(key) for key in names]
     store.counters.changed_many(iter(names), count)
     assert all(a != b for a, b in zip(before, map(store.counters.of, names), strict=True))
+
+
+def test_a_new_table_has_no_number_of_the_one_before(tmp_path):
+    """An answer that waited while the table was made anew must not fit the new one."""
+    counters = Counters()
+    counters.share(lambda: tmp_path / "table")
+    before = [Mapped(counters.told).counter(slot) for slot in SOME_SLOTS]
+    counters.changed("a")
+    (tmp_path / "table").unlink()
+    counters.keep_up()
+    after = [Mapped(counters.told).counter(slot) for slot in SOME_SLOTS]
+    assert min(after) > max(before) + 1
+    counters.close()
+
+
+SOME_SLOTS = (layout.FIRST_SLOT, layout.FIRST_SLOT + 7, layout.FIRST_SLOT + layout.SLOTS - 1)
+
+
+@pytest.mark.parametrize("count", [counters_module.MANY - 1, counters_module.MANY])
+def test_a_batch_that_went_in_is_kept_alive_by_nobody(count):
+    store = Store()
+    for _ in range(2):
+        batch = Table()
+        batch.extend([f"k{n}" for n in range(count)], [b"1"] * count)
+        store.adopt(batch, clear=False)
+        for _ in store.fold():
+            pass
+        assert not batch.viewed
+        for _ in store.free():
+            pass
+    assert not store.garbage

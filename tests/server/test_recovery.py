@@ -368,3 +368,14 @@ def test_a_journal_that_was_given_up_and_could_not_be_removed_is_passed_over(loc
     last = records.effects({"last": b"1"})
     write_journal(location, number + 2, last, previous=(number, length))
     starts_normally(location, dict(WRITES) | {"last": 1})
+
+
+def test_an_answer_nested_too_deeply_to_be_told_again_stops_no_start(location):
+    """Only a file of pickleDB's can hold such a value, and only a pop's answer tells it."""
+    location.write_bytes(b'{"deep":%b%b,"a":1}' % (b"[" * 254, b"]" * 254))
+    daemon = Daemon(location)
+    with contextlib.closing(daemon.client()) as db:
+        assert db.pop("deep")
+    daemon.kill()
+    content, _ = held(location)
+    assert content == {"a": 1}
