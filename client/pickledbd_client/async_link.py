@@ -29,7 +29,6 @@ from pickledbd_client.channel import Channel, ConnectionLostError, Deadline, Ses
 from pickledbd_client.route import Route
 from pickledbd_protocol import (
     COMMANDS,
-    GATHERED_MAX,
     NotAllowed,
     PickleDBError,
     ProtocolError,
@@ -39,6 +38,9 @@ from pickledbd_protocol import (
     gather,
     join_parts,
 )
+
+TOGETHER = 32
+"""Requests in one message, at most: so that the daemon has begun when the last ones are written."""
 
 GATHER_BYTES = 2**15
 """A message of several requests is sent before it is larger."""
@@ -213,7 +215,7 @@ class _Line:
 
     def _send_waiting(self, channel: Channel) -> None:
         """Send what waits, several requests in a message where the daemon takes that."""
-        most = GATHERED_MAX if "gather" in channel.daemon["features"] else 1
+        most = TOGETHER if "gather" in channel.daemon["features"] else 1
         together: list[bytes] = []
         size = 0
         now = time.monotonic()
