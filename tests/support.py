@@ -12,12 +12,14 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import zmq
 
 from pickledbd.snapshot import texts
 from pickledbd_client import PickleDB
@@ -154,6 +156,33 @@ def owner_pid(location):
         except BlockingIOError:
             return json.load(lock).get("pid")
     return None
+
+
+@contextlib.contextmanager
+def answering(endpoint, number, answer):
+    """A peer that is no daemon: it greets, and gives others of `number` requests answer(id).
+
+    These are the bodies of messages.
+    """
+    greeting = {"location": "x", "limits": {"request_bytes": 1000}, "features": []}
+
+    def work(router):
+        for _ in range(number):
+            assert router.poll(PATIENCE * 1000)
+            peer, body = router.recv_multipart()
+            asked = json.loads(body)
+            greets = asked["op"] == "hello"
+            reply = json.dumps({"id": asked["id"], "result": greeting})
+            for message in [reply] if greets else answer(asked["id"]):
+                router.send_multipart([peer, message.encode()])
+
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger = 0
+        router.bind(endpoint)
+        thread = threading.Thread(target=work, args=(router,))
+        thread.start()
+        yield
+        thread.join(PATIENCE)
 
 
 def in_fork(work):

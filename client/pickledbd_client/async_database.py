@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
-from functools import partial
-from os import fspath
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,10 +10,10 @@ from pickledbd_client import calls
 from pickledbd_client.async_link import AsyncLink
 from pickledbd_client.batch import AsyncBatch
 from pickledbd_client.cache import ABSENT, UNKNOWN
-from pickledbd_client.route import DEFAULT_CACHE_BYTES, DEFAULT_TIMEOUT, Location, Route
+from pickledbd_client.handle import Handle
 
 
-class AsyncPickleDB:
+class AsyncPickleDB(Handle):
     """PickleDB, whose methods are coroutines.
 
     The arguments are PickleDB's. It connects when first used. One object may be used by any number
@@ -28,19 +26,7 @@ class AsyncPickleDB:
     `await db.replace(content)` for `db.db = content`. Every method raises as PickleDB's does.
     """
 
-    def __init__(
-        self,
-        location: Location = None,
-        *,
-        timeout: float | None = DEFAULT_TIMEOUT,
-        cache_bytes: int = DEFAULT_CACHE_BYTES,
-        autostart: bool = True,
-        curve: Any = None,
-    ) -> None:
-        self._route = Route(
-            location, timeout=timeout, cache_bytes=cache_bytes, autostart=autostart, curve=curve
-        )
-        self._cache = self._route.cache
+    def _open(self) -> None:
         self._link = AsyncLink(self._route)
 
     @property
@@ -207,6 +193,3 @@ class AsyncPickleDB:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.location!r})"
-
-    def __reduce__(self) -> Any:
-        return partial(type(self), **self._route.options), (fspath(self._route.target),)

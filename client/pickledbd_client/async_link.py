@@ -1,8 +1,8 @@
 """An AsyncPickleDB's way to its daemon: a line for each event loop, with many requests in flight.
 
-Everything here runs in the thread of an event loop, but for `_connect_in_thread`. A line has one
-connection. Replies find their requests by their ids, so a request that was cancelled or has timed
-out is merely forgotten, and its late reply with it.
+Everything here runs in the thread of an event loop, but for the making of a connection. A line has
+one. Replies find their requests by their ids, so the late reply to a request that was cancelled or
+has timed out meets nobody.
 
 What the daemon remembers of a client is the answer to its last write. So each write in flight
 has a client's name of its own, borrowed from the line for as long as it is, and all of them can be
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -26,7 +25,7 @@ from weakref import WeakMethod
 
 from pickledbd_client.calls import Call, T
 from pickledbd_client.channel import Channel, ConnectionLostError, Deadline, Session
-from pickledbd_client.route import Route
+from pickledbd_client.route import Route, generation, leave
 from pickledbd_protocol import (
     COMMANDS,
     NotAllowed,
@@ -48,8 +47,6 @@ GATHER_BYTES = 2**15
 IN_FLIGHT = 1000
 """Requests of a connection that are sent and not answered; further ones wait for their turn."""
 
-_inherited: list[_Line] = []  # a parent's lines, never to be used or closed by its child
-
 
 class AsyncLink:
     """Requests by `route`, from the coroutines of any number of event loops."""
@@ -57,7 +54,7 @@ class AsyncLink:
     def __init__(self, route: Route) -> None:
         self._route = route
         self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
-        self._pid = os.getpid()
+        self._generation = generation()
         self._closed = False
 
     async def request(self, call: Call[T]) -> T:
@@ -78,7 +75,7 @@ class AsyncLink:
         """Have no connection and no cache any more. What is still in flight raises Unavailable."""
         self._closed = True
         self._route.cache.close()
-        if self._pid != os.getpid():
+        if self._generation != generation():
             return
         while self._lines:
             loop, line = self._lines.popitem()
@@ -91,10 +88,10 @@ class AsyncLink:
                     loop.call_soon_threadsafe(line.close)
 
     def _line(self) -> _Line:
-        if self._pid != os.getpid():
-            _inherited.extend(self._lines.values())
+        if self._generation != generation():
+            leave(self._lines.values())
             self._lines = {}
-            self._pid = os.getpid()
+            self._generation = generation()
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
         if line is None:
@@ -109,7 +106,7 @@ class AsyncLink:
 class _Asked:
     """A request on its way."""
 
-    __slots__ = ("answer", "call", "client", "deadline", "id", "parts", "patience", "sent")
+    __slots__ = ("answer", "call", "client", "deadline", "id", "parts", "sent")
 
     def __init__(self, call: Call[Any], number: int, answer: asyncio.Future[Reply]) -> None:
         self.call = call
@@ -117,7 +114,6 @@ class _Asked:
         self.answer = answer
         self.client = ""  # the name under which it was sent
         self.deadline: Deadline = None
-        self.patience: float | None = None  # seconds that each part of the answer may take
         self.sent: float | None = None  # when it was first sent
         self.parts: list[Reply] = []
 
@@ -150,11 +146,9 @@ class _Line:
     def ask(self, call: Call[Any]) -> _Asked:
         """Have `call` sent, soon; its `answer` is to be awaited."""
         asked = _Asked(call, self._session.next_id(), self._loop.create_future())
-        asked.deadline = deadline = self._route.deadline()
-        if deadline is not None:
-            asked.patience = deadline - time.monotonic()
-            if self._timer is None:
-                self._timer = self._loop.call_later(asked.patience, _Weakly(self._expire))
+        asked.deadline = self._route.deadline()
+        if self._timer is None and asked.deadline is not None:
+            self._expire_in(asked.deadline - time.monotonic())
         self._waiting.append(asked)
         self._flush_soon()
         return asked
@@ -274,16 +268,12 @@ class _Line:
                 self._flush_soon()
 
     def _take(self, reply: Reply) -> None:
-        if reply.id is None:
-            assert self._channel is not None  # noqa: S101 - it has just told this
-            raise self._channel.unexpected(reply)
-        asked = self._sent.get(reply.id)
+        asked = None if reply.id is None else self._sent.get(reply.id)
         if asked is None:
             assert self._channel is not None  # noqa: S101 - it has just told this
             raise self._channel.unexpected(reply)
         if reply.more:
-            if asked.patience is not None:  # it tells that the daemon is at it
-                asked.deadline = time.monotonic() + asked.patience
+            asked.deadline = self._route.deadline()  # it tells that the daemon is at it
             if not asked.answer.done():
                 asked.parts.append(reply)
             return
@@ -331,7 +321,7 @@ class _Line:
         now = time.monotonic()
         if self._connecting and not self._route.daemon:
             for asked in self._waiting:  # the first time, a daemon that is loading is waited for
-                asked.deadline = None if asked.patience is None else now + asked.patience
+                asked.deadline = self._route.deadline()
         timed = [
             (asked.deadline, asked)
             for asked in (*self._sent.values(), *self._waiting)
@@ -344,11 +334,14 @@ class _Line:
             asked.fail(self._late(asked))
         nearest = min((deadline for deadline, _ in timed if deadline > now), default=None)
         if nearest is not None:
-            self._timer = self._loop.call_later(nearest - now, _Weakly(self._expire))
+            self._expire_in(nearest - now)
         if silent:
             self._reconnect()
         elif self._waiting:
             self._flush_soon()
+
+    def _expire_in(self, seconds: float) -> None:
+        self._timer = self._loop.call_later(seconds, _Weakly(self._expire))
 
     def _late(self, asked: _Asked) -> PickleDBError:
         if asked.sent is not None:

@@ -22,19 +22,17 @@ class Steps:
         """What the calls returned, in their order; empty until they have happened."""
         self._calls: list[Call[Any]] = []
         self._covers: list[int] = []  # how many of the user's calls each of these stands for
-        self._items: list[bytes] = []  # set since the last of them, and their keys
+        # What was set since the last of them: the items, their keys, and by how many calls
+        self._pieces: list[bytes] = []
         self._keys: set[str] = set()
+        self._settings = 0
         self._ended = False
 
     def set(self, key: Any, value: Any) -> None:
         """As PickleDB.set."""
         self._refuse_if_ended()
         key = str(key)
-        item = calls.item(key, value)
-        if key in self._keys:  # or the daemon would not look at what was set before
-            self._close_items()
-        self._keys.add(key)
-        self._items.append(item)
+        self._put(frozenset((key,)), [calls.piece_of(key, value)])
 
     def remove(self, key: Any) -> None:
         """As PickleDB.remove."""
@@ -42,7 +40,8 @@ class Steps:
 
     def set_many(self, items: Mapping[Any, Any]) -> None:
         """As PickleDB.set_many."""
-        self._add(calls.set_many(items))
+        pieces = calls.pieces_of(items)
+        self._put(frozenset(map(str, items)), pieces)
 
     def remove_many(self, keys: Iterable[Any]) -> None:
         """As PickleDB.remove_many."""
@@ -65,17 +64,24 @@ class Steps:
 
     def _add(self, call: Call[Any]) -> None:
         self._refuse_if_ended()
-        self._close_items()
+        self._close_pieces(whole=True)
         self._calls.append(call)
         self._covers.append(1)
 
-    def _close_items(self) -> None:
-        """Make one call of the keys set one after the other."""
-        if self._items:
-            self._calls.append(calls.set_items(self._items))
-            self._covers.append(len(self._items))
-            self._items = []
-            self._keys = set()
+    def _put(self, keys: frozenset[str], pieces: list[bytes]) -> None:
+        self._refuse_if_ended()
+        if not self._keys.isdisjoint(keys):  # or the daemon would not look at what was set before
+            self._close_pieces(whole=True)
+        self._keys |= keys
+        self._pieces += pieces
+        self._settings += 1
+
+    def _close_pieces(self, *, whole: bool) -> None:
+        """Make one call of what was set by calls one after the other."""
+        if self._settings:
+            self._calls.append(calls.set_pieces(self._pieces, whole=whole))
+            self._covers.append(self._settings)
+            self._pieces, self._keys, self._settings = [], set(), 0
 
     def _refuse_if_ended(self) -> None:
         if self._ended:
@@ -83,7 +89,7 @@ class Steps:
 
     def _end(self, exc_type: type[BaseException] | None) -> Call[list[Any]] | None:
         """What is to be asked, if anything is."""
-        self._close_items()
+        self._close_pieces(whole=bool(self._calls))
         self._ended = True
         return calls.batch(self._calls) if self._calls and exc_type is None else None
 

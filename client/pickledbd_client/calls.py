@@ -86,7 +86,12 @@ def _keys_call(op: str, keys: list[str], read: Callable[[Reply], T]) -> Call[T]:
     return Call(op, b'{"keys":%b}' % text, read)
 
 
-def _items_call(op: str, items: Mapping[Any, Any]) -> Call[bool]:
+def _pair_args(key: str, text: bytes) -> bytes:
+    return b'{"key":%b,"value":%b}' % (encode_key(key), text)
+
+
+def pieces_of(items: Mapping[Any, Any]) -> list[bytes]:
+    """The members of a JSON object of all `items`, some at a time."""
     if not isinstance(items, Mapping):
         raise InvalidValue(f"keys and values are set from a mapping, not a {type(items).__name__}")
     pairs = iter({str(key): value for key, value in items.items()}.items())
@@ -96,11 +101,16 @@ def _items_call(op: str, items: Mapping[Any, Any]) -> Call[bool]:
         text = encode_items(piece)[1:-1]
         pieces.append(text)
         count = max(1, min(_PIECE_ITEMS, PART_BYTES * len(piece) // len(text)))
-    return _pieces_call(op, pieces)
+    return pieces
 
 
-def _pieces_call(op: str, pieces: list[bytes]) -> Call[bool]:
-    *before, last = (b'{"items":{%b}}' % part for part in _parts(pieces))
+def piece_of(key: str, value: Any) -> bytes:
+    """The same of one item."""
+    return b"%b:%b" % (encode_key(key), encode_value(key, value))
+
+
+def _items_call(op: str, parts: Iterable[bytes]) -> Call[bool]:
+    *before, last = (b'{"items":{%b}}' % part for part in parts)
     return Call(op, last, _true, before)
 
 
@@ -128,13 +138,11 @@ def exists(key: str) -> Call[bool]:
 
 def set_(key: str, value: Any) -> Call[bool]:
     text = encode_value(key, value)
-    args = b'{"key":%b,"value":%b}' % (encode_key(key), text)
-    return Call("set", args, _true, key=key, text=text)
+    return Call("set", _pair_args(key, text), _true, key=key, text=text)
 
 
 def setdefault(key: str, value: Any) -> Call[Any]:
-    args = b'{"key":%b,"value":%b}' % (encode_key(key), encode_value(key, value))
-    return Call("setdefault", args, _value)
+    return Call("setdefault", _pair_args(key, encode_value(key, value)), _value)
 
 
 def remove(key: str) -> Call[bool]:
@@ -170,20 +178,16 @@ def get_many(keys: Iterable[Any]) -> Call[dict[str, Any]]:
 
 
 def set_many(items: Mapping[Any, Any]) -> Call[bool]:
-    return _items_call("set_many", items)
+    return set_pieces(pieces_of(items))
 
 
 def remove_many(keys: Iterable[Any]) -> Call[int]:
     return _keys_call("remove_many", list(map(str, keys)), lambda reply: reply.result["removed"])
 
 
-def item(key: str, value: Any) -> bytes:
-    """One of the items of `set_items`."""
-    return b"%b:%b" % (encode_key(key), encode_value(key, value))
-
-
-def set_items(items: list[bytes]) -> Call[bool]:
-    return _pieces_call("set_many", items)
+def set_pieces(pieces: list[bytes], *, whole: bool = False) -> Call[bool]:
+    """`whole`: not in parts, as it is to be a step of a batch."""
+    return _items_call("set_many", [b",".join(pieces)] if whole else _parts(pieces))
 
 
 def batch(steps: list[Call[Any]]) -> Call[list[Any]]:
@@ -199,18 +203,8 @@ def batch(steps: list[Call[Any]]) -> Call[list[Any]]:
             for step, result in zip(steps, results, strict=True)
         ]
 
-    texts = (b'{"op":"%b","args":%b}' % (step.op.encode(), _all_args(step)) for step in steps)
+    texts = (b'{"op":"%b","args":%b}' % (step.op.encode(), step.args) for step in steps)
     return Call("batch", b'{"steps":[%b]}' % b",".join(texts), read)
-
-
-def _all_args(call: Call[Any]) -> bytes:
-    """The arguments of a call as if it were not sent in parts."""
-    if not call.before:
-        return call.args
-    inner = (
-        part.removeprefix(b'{"items":{').removesuffix(b"}}") for part in (*call.before, call.args)
-    )
-    return b'{"items":{%b}}' % b",".join(inner)
 
 
 def len_() -> Call[int]:
@@ -226,7 +220,7 @@ def dump() -> Call[dict[str, Any]]:
 
 
 def replace(items: Mapping[Any, Any]) -> Call[bool]:
-    return _items_call("replace", items)
+    return _items_call("replace", _parts(pieces_of(items)))
 
 
 def purge() -> Call[bool]:

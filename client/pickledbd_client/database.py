@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,11 +10,11 @@ from pickledbd_client import calls
 from pickledbd_client.batch import Batch
 from pickledbd_client.cache import ABSENT, UNKNOWN
 from pickledbd_client.content import Content
+from pickledbd_client.handle import Handle
 from pickledbd_client.link import Link
-from pickledbd_client.route import DEFAULT_CACHE_BYTES, DEFAULT_TIMEOUT, Location, Route
 
 
-class PickleDB(MutableMapping[str, Any]):
+class PickleDB(Handle, MutableMapping[str, Any]):
     """A key-value store with pickleDB's methods, and a mapping, shared by threads and processes.
 
     `location` is the path of a database file, whose owner is reached, or started if there is
@@ -39,19 +37,7 @@ class PickleDB(MutableMapping[str, Any]):
     PickleDBError.
     """
 
-    def __init__(
-        self,
-        location: Location = None,
-        *,
-        timeout: float | None = DEFAULT_TIMEOUT,
-        cache_bytes: int = DEFAULT_CACHE_BYTES,
-        autostart: bool = True,
-        curve: Any = None,
-    ) -> None:
-        self._route = Route(
-            location, timeout=timeout, cache_bytes=cache_bytes, autostart=autostart, curve=curve
-        )
-        self._cache = self._route.cache
+    def _open(self) -> None:
         self._link = Link(self._route)
         self._link.connect()
         self.location: str = self._route.location
@@ -232,9 +218,6 @@ class PickleDB(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.location!r})"
-
-    def __reduce__(self) -> Any:
-        return partial(type(self), **self._route.options), (os.fspath(self._route.target),)
 
 
 class _Items(ItemsView[str, Any]):

@@ -8,7 +8,6 @@ atomic.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from typing import Any
 
 from pickledbd_client.calls import Call, T
 from pickledbd_client.channel import Channel, ConnectionLostError, Deadline, Session
-from pickledbd_client.route import Route
+from pickledbd_client.route import Route, generation, leave
 from pickledbd_protocol import (
     COMMANDS,
     NotAllowed,
@@ -26,11 +25,6 @@ from pickledbd_protocol import (
     Unavailable,
 )
 
-_inherited: list[Session] = []  # a parent's sessions, never to be used or closed by its child
-
-_forks: list[None] = []  # as many as this process and those before it have forked
-os.register_at_fork(after_in_child=lambda: _forks.append(None))  # to ask for the pid is a syscall
-
 
 class Link:
     """Requests by `route`."""
@@ -39,7 +33,7 @@ class Link:
         self._route = route
         self._cache = route.cache
         self._idle: deque[Session] = deque()
-        self._forks = len(_forks)
+        self._generation = generation()
         self._closed = False
         self._of_thread = threading.local()
 
@@ -118,10 +112,10 @@ class Link:
                 self._idle.pop().close()
 
     def _take(self) -> Session:
-        if self._forks != len(_forks):
-            _inherited.extend(self._idle)
+        if self._generation != generation():
+            leave(self._idle)
             self._idle = deque()
-            self._forks = len(_forks)
+            self._generation = generation()
         if self._closed:
             raise self._route.closed()
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,27 @@ from pickledbd_protocol import COMMANDS, NotAllowed, PickleDBError, RequestTimeo
 DEFAULT_ENDPOINT = "ipc:///run/pickledbd/default.sock"
 """Where the system service listens (systemd/README.md)."""
 
-DEFAULT_TIMEOUT = 5.0
-DEFAULT_CACHE_BYTES = 32 * 2**20
-
 PORT_MAX = 65535
+
+_forks: list[None] = []  # as many as this process and those before it have been forked
+os.register_at_fork(after_in_child=lambda: _forks.append(None))
+
+_inherited: list[object] = []
 
 Location = str | bytes | os.PathLike[str] | None
 
 _RETRY_SECONDS = 0.05
 _LONGEST = 1_000_000.0  # seconds: the system's calls cannot wait for much more, so it waits on
+
+
+def generation() -> int:
+    """Another number in a forked child than in its parent. To ask for the pid is a syscall."""
+    return len(_forks)
+
+
+def leave(connections: Iterable[object]) -> None:
+    """Never use or close these, which are the parent's; nor may the collector."""
+    _inherited.extend(connections)
 
 
 class Route:

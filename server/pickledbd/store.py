@@ -14,8 +14,8 @@ What concerns the whole content has to wait until that is done (`folding`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from pickledbd.counters import Counters
@@ -34,7 +34,7 @@ class Change:
     cleared: Table | None = None
     many: dict[str, bytes] | None = None
     """Many keys set at once, whose values before are in `befores`."""
-    befores: list[bytes | None] = field(default_factory=list)
+    befores: Sequence[bytes | None] = ()
     count: int = 0
     """The store's `changes` before it."""
 

@@ -7,16 +7,14 @@ import contextlib
 import json
 import os
 import signal
-import threading
 import time
 
 import pytest
-import zmq
 
 from looped import Relay, all_sent, async_client, each_gets_its_own, run, stopped, until
 from pickledbd_client import AsyncPickleDB, ProtocolError, RequestTimeout, Unavailable
 from pickledbd_client.async_link import IN_FLIGHT
-from support import PATIENCE, Daemon
+from support import PATIENCE, Daemon, answering
 
 
 def test_what_has_no_answer_times_out_and_tells_what_is_known(daemon):
@@ -153,17 +151,10 @@ def test_so_it_is_where_everybody_gives_up_sooner(tmp_path):
 
 def test_an_answer_whose_parts_do_not_fit_ends_who_waits_for_it(tmp_path):
     endpoint = f"ipc://{tmp_path}/s"
-    greeting = {"location": "x", "limits": {"request_bytes": 1000}, "features": []}
 
-    def answer(router):
-        for _ in range(2):
-            assert router.poll(PATIENCE * 1000)
-            peer, body = router.recv_multipart()
-            asked = json.loads(body)
-            parts = [greeting] if asked["op"] == "hello" else [{"items": {"a": 1}}, {"items": [2]}]
-            for number, part in enumerate(parts, 1):
-                reply = {"id": asked["id"], "result": part, "more": number < len(parts)}
-                router.send_multipart([peer, json.dumps(reply).encode()])
+    def answer(number):
+        for more, items in ((True, {"a": 1}), (False, [2])):
+            yield json.dumps({"id": number, "result": {"items": items}, "more": more})
 
     async def work():
         db = AsyncPickleDB(endpoint, timeout=PATIENCE)
@@ -171,13 +162,8 @@ def test_an_answer_whose_parts_do_not_fit_ends_who_waits_for_it(tmp_path):
             await db.db
         await db.close()
 
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-        router.linger = 0
-        router.bind(endpoint)
-        thread = threading.Thread(target=answer, args=(router,))
-        thread.start()
+    with answering(endpoint, 2, answer):
         run(work())
-        thread.join(PATIENCE)
 
 
 def test_what_waits_for_its_turn_behind_too_many_does_nothing_meanwhile(daemon):

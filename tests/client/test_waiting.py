@@ -14,10 +14,9 @@ import threading
 import time
 
 import pytest
-import zmq
 
 from pickledbd_client import PickleDB, ProtocolError, RequestTimeout, Unavailable
-from support import PATIENCE, Daemon, wait_until
+from support import PATIENCE, Daemon, answering, wait_until
 
 
 @contextlib.contextmanager
@@ -52,28 +51,14 @@ def test_a_write_without_an_answer_says_that_its_outcome_is_unknown(daemon):
 
 def test_a_write_whose_answer_makes_no_sense_may_have_been_applied(tmp_path):
     endpoint = f"ipc://{tmp_path}/s"
-    greeting = {"location": "x", "limits": {"request_bytes": 1000}, "features": []}
-
-    def answer(router):
-        for _ in range(4):
-            assert router.poll(PATIENCE * 1000)
-            peer, body = router.recv_multipart()
-            asked = json.loads(body)
-            greets = asked["op"] == "hello"
-            reply = json.dumps({"id": asked["id"], "result": greeting}) if greets else "no JSON"
-            router.send_multipart([peer, reply.encode()])
-
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-        router.linger = 0
-        router.bind(endpoint)
-        thread = threading.Thread(target=answer, args=(router,))
-        thread.start()
-        with contextlib.closing(PickleDB(endpoint, timeout=PATIENCE)) as db:
-            for call, known in ((lambda: db.set("a", 1), False), (lambda: db.get("a"), True)):
-                with pytest.raises(ProtocolError, match="not a pickledbd reply") as caught:
-                    call()
-                assert caught.value.outcome_known is known
-        thread.join(PATIENCE)
+    with (
+        answering(endpoint, 4, lambda _number: ["no JSON"]),
+        contextlib.closing(PickleDB(endpoint, timeout=PATIENCE)) as db,
+    ):
+        for call, known in ((lambda: db.set("a", 1), False), (lambda: db.get("a"), True)):
+            with pytest.raises(ProtocolError, match="not a pickledbd reply") as caught:
+                call()
+            assert caught.value.outcome_known is known
 
 
 def test_nothing_is_asked_of_a_daemon_that_does_not_even_greet(daemon):

@@ -1,0 +1,38 @@
+"""What PickleDB and AsyncPickleDB are made with: a location and options."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+from pickledbd_client.route import Location, Route
+
+TIMEOUT = 5.0
+CACHE_BYTES = 32 * 2**20
+
+
+class Handle:
+    """A database by its location. A pickled one is made anew, with the same options."""
+
+    def __init__(
+        self,
+        location: Location = None,
+        *,
+        timeout: float | None = TIMEOUT,
+        cache_bytes: int = CACHE_BYTES,
+        autostart: bool = True,
+        curve: Any = None,
+    ) -> None:
+        self._route = Route(
+            location, timeout=timeout, cache_bytes=cache_bytes, autostart=autostart, curve=curve
+        )
+        self._cache = self._route.cache
+        self._open()
+
+    def _open(self) -> None:
+        """Have a link by `_route`."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> Any:
+        return partial(type(self), **self._route.options), (os.fspath(self._route.target),)
