@@ -7,8 +7,12 @@ the value that the daemon told. Everything may be called from any thread, in a s
 and in a forked child, which inherits the mapping: no lock is taken, and each state is replaced as
 a whole.
 
+What was answered is kept as text at first, *raw*, since most of it is never read again; the first
+read makes the entry of it that is quickest to read.
+
 The bound in bytes is kept by two generations: new entries go into the young one; when that is
 full it becomes the old one, and the old one is dropped. What is used meanwhile is young again.
+What is written over counts until its generation ends.
 """
 
 from __future__ import annotations
@@ -27,21 +31,29 @@ from pickledbd_protocol import Reply, may_hold_binary, restore
 from pickledbd_protocol import counters as layout
 
 Entry = tuple[int, int, Any, Callable[[Any], Any] | None]
-"""Slot, number, what is kept, and what makes the caller's copy of it (None: it is immutable)."""
+"""Slot, number, what is kept, and what makes the caller's copy of it (None: it is immutable).
 
-Near = tuple[dict[str, Entry], Sequence[int], Sequence[int], int]
-"""The entries of a generation; the counters of their table; its lease, and what that has to be."""
+A raw one is (0, RAW, (slot, number, text), None).
+"""
+
+Bytes = bytes | mmap.mmap
+
+Near = tuple[dict[str, Entry], Sequence[int], Bytes, int]
+"""Entries of a generation; their table as counters and as bytes; where in it its lease is."""
 
 LOOK_SECONDS = 5.0
 """How often a table that could not be read is looked for again."""
 
-SMALL = 1000
-"""Bytes of a text that was written and is worth taking apart, so that its copies are quicker."""
+RAW = -1
+"""No counter is ever that."""
 
 _ENTRY_BYTES = 300
 """Of an entry, beside its key and its value: a tuple, two numbers, and its share of the dict."""
 
-_NOTHING: Near = ({}, (), (), 0)
+_RAW_BYTES = 150
+"""Of a raw one, beside these and its text: a tuple and the rest of the text."""
+
+_NOTHING: Near = ({}, (), b"\1", 0)
 _SCALARS = frozenset({str, int, float, bool, type(None), bytes})
 
 ABSENT: Any = object()
@@ -65,15 +77,26 @@ class Cache:
 
     def lookup(self, key: str) -> Any:
         """A copy of the value of `key`, ABSENT or UNKNOWN."""
-        near = self.near
-        found = _find(near, key)
-        if found is None:
-            found = _find(self._old, key)
-            if found is None:
-                return UNKNOWN
-            self._put(near, key, found)
-        _, _, value, copy = found
-        return value if copy is None else copy(value)
+        young = self.near
+        for near in (young, self._old):
+            entry = near[0].get(key)
+            if entry is None:
+                continue
+            raw = entry[1] == RAW
+            slot, count, *_ = entry[2] if raw else entry
+            _, counters, table_bytes, lease_at = near
+            if counters[slot] != count or table_bytes[lease_at]:
+                continue
+            if raw:
+                ready = slot, count, *_kept(entry[2][2])
+                if near is young:
+                    self._bytes -= _size(key, entry)
+                entry = ready
+            if raw or near is not young:
+                self._put(young, key, entry)
+            _, _, value, copy = entry
+            return value if copy is None else copy(value)
+        return UNKNOWN
 
     def keep(
         self, key: str, text: bytes | None, reply: Reply, told: Mapping[str, Any] | None
@@ -95,22 +118,25 @@ class Cache:
             if not table[1]:  # it may have been made again since the daemon told of it
                 return False
         near = self.near
-        entries, counters, alive, lease = near
-        if counters is not table[1]:  # a thread that asked another daemon came in between
+        entries, counters, table_bytes, lease_at = near
+        result = reply.result
+        slot, count = result.get("slot"), result.get("count")
+        if (
+            type(slot) is not int
+            or type(count) is not int
+            or counters is not table[1]  # a thread that asked another daemon came in between
+            or not 0 < slot < len(counters)
+        ):
             return True
-        slot, count = reply.result.get("slot"), reply.result.get("count")
-        if type(slot) is not int or type(count) is not int or not 0 < slot < len(counters):
-            return True
-        if alive[0] != lease:
+        if table_bytes[lease_at]:
             return False
-        if text is not None:
-            if key in entries and len(text) <= self._limit:
-                self._put(near, key, (slot, count, *_kept_text(text)))
-        elif "value" in reply.result:
-            kept = _kept(reply.result["value"], binary=reply.binary)
-            self._put(near, key, (slot, count, *kept))
-        else:
-            self._put(near, key, (slot, count, None, _absent))
+        if text is None:
+            if "value" in result:
+                self._put(near, key, _raw(slot, count, orjson.dumps(result["value"])))
+            else:
+                self._put(near, key, (slot, count, None, _absent))
+        elif key in entries:
+            self._put(near, key, _raw(slot, count, text))
         return True
 
     def _look_again(self) -> bool:
@@ -128,62 +154,51 @@ class Cache:
         self._table = "", ()
 
     def _put(self, near: Near, key: str, entry: Entry) -> None:
-        entries, counters, alive, lease = near
+        entries, counters, table_bytes, lease_at = near
         size = _size(key, entry)
         if size > self._limit:
             return
-        replaced = entries.get(key)
-        if replaced is not None:
-            self._bytes -= _size(key, replaced)
         if self._bytes + size > self._limit:
             self._old = near
             self._bytes = 0
             entries = {}
             if self.near is near:  # else the table was changed meanwhile, or it was closed
-                self.near = (entries, counters, alive, lease)
+                self.near = (entries, counters, table_bytes, lease_at)
         self._bytes += size
         entries[key] = entry
 
 
-def _find(near: Near, key: str) -> Entry | None:
-    entries, counters, alive, lease = near
-    entry = entries.get(key)
-    if entry is None or counters[entry[0]] != entry[1] or alive[0] != lease:
-        return None
-    return entry
+def _raw(slot: int, count: int, text: bytes) -> Entry:
+    # orjson's own text keeps the room that it was written in
+    return 0, RAW, (slot, count, bytes(memoryview(text))), None
 
 
-def _kept(value: Any, *, binary: bool) -> tuple[Any, Callable[[Any], Any] | None]:
-    """What to keep of a value from the wire, and how it is copied for a caller."""
+def _kept(text: bytes) -> tuple[Any, Callable[[Any], Any] | None]:
+    """What to keep of a value on the wire, and how it is copied for a caller."""
+    load = _load_restored if may_hold_binary(text) else orjson.loads
+    value = load(text)
     kind = type(value)
     if kind in _SCALARS:
         return value, None
     # Where all its values are scalars, a copy is quicker than parsing
-    if kind is dict and not binary and _SCALARS.issuperset(map(type, value.values())):
-        return value.copy(), dict.copy
-    if kind is list and not binary and _SCALARS.issuperset(map(type, value)):
-        return value.copy(), list.copy
-    text = bytes(memoryview(orjson.dumps(value)))  # orjson's own keeps the room it was written in
-    return text, _load_restored if binary else orjson.loads
+    if kind is dict and _SCALARS.issuperset(map(type, value.values())):
+        return value, dict.copy
+    if kind is list and _SCALARS.issuperset(map(type, value)):
+        return value, list.copy
+    return text, load
 
 
 def _size(key: str, entry: Entry) -> int:
     """Bytes that an entry takes."""
     value = entry[2]
+    if entry[1] == RAW:
+        return _ENTRY_BYTES + _RAW_BYTES + getsizeof(key) + len(value[2])
     size = _ENTRY_BYTES + getsizeof(key) + getsizeof(value)
     if type(value) is dict:
         size += sum(map(getsizeof, value)) + sum(map(getsizeof, value.values()))
     elif type(value) is list:
         size += sum(map(getsizeof, value))
     return size
-
-
-def _kept_text(text: bytes) -> tuple[Any, Callable[[Any], Any] | None]:
-    """The same of the text of a value."""
-    binary = may_hold_binary(text)
-    if len(text) > SMALL:
-        return bytes(memoryview(text)), _load_restored if binary else orjson.loads
-    return _kept(orjson.loads(text), binary=binary)
 
 
 def _absent(_kept: None) -> Any:
@@ -212,6 +227,4 @@ def _mapped(told: Mapping[str, Any]) -> Near:
     known = layout.MAGIC + bytes.fromhex(told["id"])
     if shared[layout.MAGIC_AT : layout.MAGIC_AT + len(known)] != known:
         return _NOTHING
-    lease_at = told["lease_at"]
-    alive = memoryview(shared)[lease_at : lease_at + layout.LEASE_BYTES].cast("I")
-    return {}, memoryview(shared).cast("Q"), alive, told["lease"]
+    return {}, memoryview(shared).cast("Q"), shared, told["lease_at"]

@@ -10,10 +10,10 @@ COUNTERS_SUFFIX = ".counters"
 """What the table's name has after that of the socket that it belongs to."""
 
 MUTEX_BYTES = 128
-"""Room at the beginning for the daemon's mutex; where in it the lease is, the daemon tells."""
+"""Room at the beginning for the daemon's mutex.
 
-LEASE_BYTES = 4
-"""The lease is an unsigned integer of so many bytes, aligned, in the machine's byte order."""
+One byte of it is the lease: 0 as long as the daemon has this table. Which one, the daemon tells.
+"""
 
 MAGIC_AT = MUTEX_BYTES
 MAGIC = b"pickledbd table1"

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 PROCESS_SHARED = 1  # PTHREAD_PROCESS_SHARED of <pthread.h>, in glibc and musl
 ROBUST = 1  # PTHREAD_MUTEX_ROBUST
 MUTEX_ATTR_BYTES = 64  # more than any pthread_mutexattr_t
-FUTEX_TID_MASK = 0x3FFFFFFF  # <linux/futex.h>
-FUTEX_OWNER_DIED = 0x40000000
+MARKED_BYTE = 3 if sys.byteorder == "little" else 0  # of the word, and what
+MARK = 0x40  # FUTEX_OWNER_DIED of <linux/futex.h> is in it
 
 MANY = layout.SLOTS // 16
 """Keys from which on it is quicker to renew every slot than that of each."""
@@ -127,6 +127,9 @@ class Counters:
             shared[layout.ID_AT : layout.ID_AT + layout.ID_BYTES] = table_id
             self._file = os.fstat(file)
             self._lease = lease = _Lease(shared)
+            self._words = memoryview(shared).cast("Q")
+            # At its end the interpreter frees the mapping, where the kernel would leave its mark
+            atexit.register(self.end)
             _end_lease_of(path, lease.place)
             temporary.rename(path)
         except BaseException:
@@ -136,14 +139,12 @@ class Counters:
         finally:
             os.close(file)
         self._path = path
-        self._words = memoryview(shared).cast("Q")
         self.all_changed()  # nor are its numbers those of another table
         self.told = {
             "path": os.fspath(path),
             "file": [self._file.st_dev, self._file.st_ino],
             "id": table_id.hex(),
             "lease_at": lease.place,
-            "lease": lease.value,
         }
 
     def keep_up(self) -> None:
@@ -162,6 +163,8 @@ class Counters:
         """Have nobody trust the table any more."""
         lease, self._lease = self._lease, None
         if lease is not None:
+            atexit.unregister(self.end)
+            self.all_changed()
             lease.end()
             self._words = array("Q", bytes(layout.TABLE_BYTES))
         self.told = None
@@ -192,24 +195,26 @@ class _Lease:
         self._call("mutexattr_setrobust", attributes, ROBUST)
         self._call("mutex_init", self._mutex, attributes)
         self._call("mutex_lock", self._mutex)
-        # At its end the interpreter frees the mapping, where the kernel would have left its mark
-        atexit.register(self.end)
-        self.place, self.value = self._word(memoryview(shared)[: layout.MUTEX_BYTES].cast("I"))
+        self._shared = shared
+        self.place = self._mark()
 
-    def _word(self, words: memoryview[int]) -> tuple[int, int]:
-        """Where in the mutex the kernel marks the death of its thread, and what stands there.
+    def _mark(self) -> int:
+        """Which byte of the mutex the kernel marks at the death of its thread.
 
-        Libraries differ in the place; but by the kernel's rules it holds the thread's number.
+        Libraries differ in the place of the word; but by the kernel's rules it holds the thread's
+        number, which leaves the byte of the mark 0 (PID_MAX_LIMIT of <linux/threads.h> is 2**22).
         """
+        words = memoryview(self._shared)[: layout.MUTEX_BYTES].cast("I")
         for index, word in enumerate(words):
-            if word & FUTEX_TID_MASK == threading.get_native_id():
-                return index * layout.LEASE_BYTES, word
-        self.end()
+            if word == threading.get_native_id():
+                return index * words.itemsize + MARKED_BYTE
+        self._call("mutex_unlock", self._mutex)
         raise OSError(errno.ENOTSUP, "a mutex of this system does not tell its thread")
 
     def end(self) -> None:
-        atexit.unregister(self.end)
+        """Unlock and mark it, which are two steps: no counter may be relied on any more."""
         self._call("mutex_unlock", self._mutex)
+        self._shared[self.place] = MARK
 
     def _call(self, name: str, *args: Any) -> None:
         error = getattr(self._libc, f"pthread_{name}")(*args)
@@ -226,8 +231,6 @@ def _end_lease_of(path: Path, place: int) -> None:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             if os.pread(file, len(layout.MAGIC), layout.MAGIC_AT) == layout.MAGIC:
-                word = os.pread(file, layout.LEASE_BYTES, place)
-                ended = int.from_bytes(word, sys.byteorder) | FUTEX_OWNER_DIED
-                os.pwrite(file, ended.to_bytes(layout.LEASE_BYTES, sys.byteorder), place)
+                os.pwrite(file, bytes([MARK]), place)
         finally:
             os.close(file)

@@ -47,7 +47,7 @@ class Mapped:
 
     @property
     def lease_holds(self):
-        return self._number(self.told["lease_at"], layout.LEASE_BYTES) == self.told["lease"]
+        return self._number(self.told["lease_at"], 1) == 0
 
     def counter(self, slot):
         assert layout.FIRST_SLOT <= slot < layout.FIRST_SLOT + layout.SLOTS
