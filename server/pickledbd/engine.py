@@ -119,6 +119,10 @@ class Engine:
                 self._batches.refuse(peer, request.id, request.error)
             else:
                 self._replies.append((peer, encode_error(request.id, request.error)))
+        if len(requests) > 1 and self._journal.durable != "fsync":
+            # Whoever has further ones under way goes on with these while those are applied. But a
+            # turn that waits for the disk is worth being shared
+            self.turn_over = True
 
     def _admit(self, peer: Peer, request: Request) -> None:
         if peer in self._held:  # what one connection asks is applied in that order
