@@ -228,7 +228,8 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
     stack.callback(counters.close)
     stack.callback(loop.close)
     endpoints = [claim.endpoint for claim in claims]
-    counters.share(lambda: counters_path(endpoints, private=not options.bind))
+    private = not options.bind
+    counters.share(lambda: counters_path(endpoints, private=private), sweep=private)
     # What is there now stays: the collector need not look through it again and again
     gc.collect()
     gc.freeze()

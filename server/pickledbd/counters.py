@@ -25,7 +25,7 @@ import secrets
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Counters:
         self.told: dict[str, Any] | None = None
         """What clients are told of the table (SPEC.md); None if there is none."""
         self._place: Callable[[], Path | None] = lambda: None
+        self._sweeps = False
         self._failure: str | None = None
         self._path: Path
         self._file: os.stat_result
@@ -90,13 +91,15 @@ class Counters:
 
     # For the loop
 
-    def share(self, place: Callable[[], Path | None]) -> None:
+    def share(self, place: Callable[[], Path | None], *, sweep: bool = False) -> None:
         """Have the table at the path that `place` tells, instead of what may stand there.
 
         To be called in the thread that serves, before it does. Without a path nobody could read
-        it. Where it cannot be made, that is logged, and tried again by `keep_up`.
+        it. Where it cannot be made, that is logged, and tried again by `keep_up`. `sweep`: its
+        directory is for tables only, and those of daemons that were killed are to be removed.
         """
         self._place = place
+        self._sweeps = sweep
         if not sys.platform.startswith("linux"):
             return
         path = place()
@@ -146,6 +149,8 @@ class Counters:
             "id": table_id.hex(),
             "lease_at": lease.place,
         }
+        if self._sweeps:
+            _sweep(path.parent, lease.place)
 
     def keep_up(self) -> None:
         """Have a table where new clients look for it, if somebody removed or replaced its file.
@@ -157,7 +162,7 @@ class Counters:
         if self._lease is not None:
             log.warning("%s was removed; making it again", self._path)
             self.end()
-        self.share(self._place)
+        self.share(self._place, sweep=self._sweeps)
 
     def end(self) -> None:
         """Have nobody trust the table any more."""
@@ -227,10 +232,31 @@ def _end_lease_of(path: Path, place: int) -> None:
 
     What the kernel does leaves a mutex whole, should its daemon be alive, and the table moved here.
     """
-    with contextlib.suppress(OSError):  # there is none, or it is something else
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            if os.pread(file, len(layout.MAGIC), layout.MAGIC_AT) == layout.MAGIC:
-                os.pwrite(file, bytes([MARK]), place)
-        finally:
-            os.close(file)
+    with contextlib.suppress(OSError), _opened(path, os.O_RDWR) as file:
+        if _is_table(file):
+            os.pwrite(file, bytes([MARK]), place)
+
+
+def _sweep(directory: Path, place: int) -> None:
+    """Remove the tables whose lease has ended: nobody but a daemon of the same file would.
+
+    Should that daemon be starting, it finds its new table removed, and makes another (`keep_up`).
+    """
+    for path in directory.iterdir():
+        with contextlib.suppress(OSError), _opened(path, os.O_RDONLY) as file:
+            if _is_table(file) and os.pread(file, 1, place) == bytes([MARK]):
+                path.unlink()
+
+
+@contextlib.contextmanager
+def _opened(path: Path, access: int) -> Iterator[int]:
+    """OSError if there is none, or it is something else."""
+    file = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _is_table(file: int) -> bool:
+    return os.pread(file, len(layout.MAGIC), layout.MAGIC_AT) == layout.MAGIC

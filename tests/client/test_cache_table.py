@@ -253,6 +253,37 @@ def test_the_private_table_s_directory_may_be_wiped(tmp_path):
     on_a_small_disk(folder, "16m", work)
 
 
+def test_the_private_tables_of_killed_daemons_do_not_pile_up(tmp_path):
+    def work():
+        living, *killed = [Daemon(tmp_path / f"{number}.db") for number in range(3)]
+        daemons = [living, *killed]
+        try:
+            tables = []
+            for daemon in daemons:
+                with contextlib.closing(daemon.client()) as db:
+                    db.set("a", 1)
+                    assert db.get("a") == 1
+                    tables.append(table_of(db))
+            others = tables[0].with_name("note"), tables[0].with_name("0")
+            others[0].write_bytes(bytes(200))
+            others[1].mkdir()
+            for daemon in killed:
+                daemon.kill()
+            assert all(table.exists() for table in tables)
+            daemons.append(Daemon(tmp_path / "another.db"))
+            assert [table.exists() for table in tables] == [True, False, False]
+            assert all(other.exists() for other in others)
+            with contextlib.closing(living.client()) as db:
+                assert db.get("a") == 1
+                assert keeps(living, db)
+        finally:
+            for daemon in daemons:
+                if daemon.process.poll() is None:
+                    daemon.kill()
+
+    on_a_small_disk(Path("/dev/shm"), "16m", work)
+
+
 # Who has no table
 
 
