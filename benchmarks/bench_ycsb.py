@@ -56,7 +56,7 @@ ORDER = ("C", "B", "F", "A")
 
 
 def run(quick: bool) -> Report:
-    records, rounds, seconds, warm = (10_000, 1, 0.05, 0.1) if quick else (100_000, 5, 0.7, 10.0)
+    records, rounds, seconds, warm = (10_000, 1, 0.05, 0.1) if quick else (100_000, 5, 0.7, 25.0)
     left_out = (REDIS_PIPELINE, MEMCACHED_NOREPLY)
     peers = [peer for name, peer in PEERS_OF_PROCESSES.items() if name not in left_out]
     caches = {CACHED: records, REDIS_CACHED: 10_000, REDIS_CACHED_ALL: records}

@@ -23,23 +23,19 @@ import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from sys import getsizeof
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from pickledbd_protocol import Reply, may_hold_binary, restore
 from pickledbd_protocol import counters as layout
 
-Entry = tuple[int, int, Any, Callable[[Any], Any] | None]
-"""Slot, number, what is kept, and what makes the caller's copy of it (None: it is immutable).
+Entry = tuple[Sequence[int], int, int, Sequence[int], Any, Callable[[Any], Any] | None]
+"""How it is known to be current: the counters, a slot, its number, the lease; then what is kept,
+and what makes the caller's copy of it (None: it is immutable).
 
-A raw one is (0, RAW, (slot, number, text), None).
+A raw one has RAW for its number, and keeps the number and the text.
 """
-
-Bytes = bytes | mmap.mmap
-
-Near = tuple[dict[str, Entry], Sequence[int], Bytes, int]
-"""Entries of a generation; their table as counters and as bytes; where in it its lease is."""
 
 LOOK_SECONDS = 5.0
 """How often a table that could not be read is looked for again."""
@@ -53,7 +49,6 @@ _ENTRY_BYTES = 300
 _RAW_BYTES = 150
 """Of a raw one, beside these and its text: a tuple and the rest of the text."""
 
-_NOTHING: Near = ({}, (), b"\1", 0)
 _SCALARS = frozenset({str, int, float, bool, type(None), bytes})
 
 ABSENT: Any = object()
@@ -67,34 +62,34 @@ class Cache:
     """What was read of a daemon that has a counter table, within `limit` bytes; 0 for nothing."""
 
     def __init__(self, limit: int) -> None:
-        self.near: Near = _NOTHING
+        self.young: dict[str, Entry] = {}
         """For PickleDB.get, which looks here by itself: a further call would cost half as much."""
-        self._old: Near = _NOTHING
+        self._old: dict[str, Entry] = {}
         self._limit = limit // 2  # of each generation
         self._bytes = 0  # of the young one; threads that meet here may count it a little wrong
-        self._table: tuple[str, Sequence[int]] = "", ()
+        self._table = _NONE
         self._look_at = 0.0
 
     def lookup(self, key: str) -> Any:
         """A copy of the value of `key`, ABSENT or UNKNOWN."""
-        young = self.near
-        for near in (young, self._old):
-            entry = near[0].get(key)
+        young = self.young
+        for generation in (young, self._old):
+            entry = generation.get(key)
             if entry is None:
                 continue
-            raw = entry[1] == RAW
-            slot, count, *_ = entry[2] if raw else entry
-            _, counters, table_bytes, lease_at = near
-            if counters[slot] != count or table_bytes[lease_at]:
+            counters, slot, count, lease, value, copy = entry
+            raw = count == RAW
+            if raw:
+                count, text = value
+            if counters[slot] != count or lease[0]:
                 continue
             if raw:
-                ready = slot, count, *_kept(entry[2][2])
-                if near is young:
+                value, copy = _kept(text)
+                if generation is young:
                     self._bytes -= _size(key, entry)
-                entry = ready
-            if raw or near is not young:
-                self._put(young, key, entry)
-            _, _, value, copy = entry
+                entry = counters, slot, count, lease, value, copy
+            if raw or generation is not young:
+                self._put(key, entry)
             return value if copy is None else copy(value)
         return UNKNOWN
 
@@ -110,33 +105,24 @@ class Cache:
         if not self._limit or not told:
             return True
         table = self._table
-        if told["id"] != table[0] or (not table[1] and self._look_again()):
-            self._bytes = 0
-            self._old = _NOTHING
-            self.near = near = _mapped(told)
-            self._table = table = told["id"], near[1]
-            if not table[1]:  # it may have been made again since the daemon told of it
+        if told["id"] != table.id or (not table.counters and self._look_again()):
+            self.young, self._old, self._bytes = {}, {}, 0
+            self._table = table = _mapped(told)
+            if not table.counters:  # it may have been made again since the daemon told of it
                 return False
-        near = self.near
-        entries, counters, table_bytes, lease_at = near
+        _, counters, lease = table
         result = reply.result
         slot, count = result.get("slot"), result.get("count")
-        if (
-            type(slot) is not int
-            or type(count) is not int
-            or counters is not table[1]  # a thread that asked another daemon came in between
-            or not 0 < slot < len(counters)
-        ):
+        if type(slot) is not int or type(count) is not int or not 0 < slot < len(counters):
             return True
-        if table_bytes[lease_at]:
+        if lease[0]:
             return False
-        if text is None:
-            if "value" in result:
-                self._put(near, key, _raw(slot, count, orjson.dumps(result["value"])))
-            else:
-                self._put(near, key, (slot, count, None, _absent))
-        elif key in entries:
-            self._put(near, key, _raw(slot, count, text))
+        if text is None and "value" not in result:
+            self._put(key, (counters, slot, count, lease, None, _absent))
+        elif text is None or key in self.young:
+            text = orjson.dumps(result["value"]) if text is None else text
+            text = bytes(memoryview(text))  # orjson's own keeps the room that it was written in
+            self._put(key, (counters, slot, RAW, lease, (count, text), None))
         return True
 
     def _look_again(self) -> bool:
@@ -150,27 +136,31 @@ class Cache:
     def close(self) -> None:
         """Hold nothing from now on."""
         self._limit = 0
-        self.near = self._old = _NOTHING
-        self._table = "", ()
+        self.young, self._old = {}, {}
+        self._table = _NONE
 
-    def _put(self, near: Near, key: str, entry: Entry) -> None:
-        entries, counters, table_bytes, lease_at = near
+    def _put(self, key: str, entry: Entry) -> None:
+        young = self.young  # looked at before the limit, which `close` sets before it
         size = _size(key, entry)
         if size > self._limit:
             return
         if self._bytes + size > self._limit:
-            self._old = near
-            self._bytes = 0
-            entries = {}
-            if self.near is near:  # else the table was changed meanwhile, or it was closed
-                self.near = (entries, counters, table_bytes, lease_at)
+            full, young = young, {}
+            if self.young is full:  # else another thread was quicker, or it was closed
+                self._old, self.young, self._bytes = full, young, 0
         self._bytes += size
-        entries[key] = entry
+        young[key] = entry
 
 
-def _raw(slot: int, count: int, text: bytes) -> Entry:
-    # orjson's own text keeps the room that it was written in
-    return 0, RAW, (slot, count, bytes(memoryview(text))), None
+class _Table(NamedTuple):
+    """A table that is mapped: its counters, and the byte that is its lease; none if it can't be."""
+
+    id: str
+    counters: Sequence[int]
+    lease: Sequence[int]
+
+
+_NONE = _Table("", (), ())
 
 
 def _kept(text: bytes) -> tuple[Any, Callable[[Any], Any] | None]:
@@ -190,9 +180,9 @@ def _kept(text: bytes) -> tuple[Any, Callable[[Any], Any] | None]:
 
 def _size(key: str, entry: Entry) -> int:
     """Bytes that an entry takes."""
-    value = entry[2]
-    if entry[1] == RAW:
-        return _ENTRY_BYTES + _RAW_BYTES + getsizeof(key) + len(value[2])
+    _, _, count, _, value, _ = entry
+    if count == RAW:
+        return _ENTRY_BYTES + _RAW_BYTES + getsizeof(key) + len(value[1])
     size = _ENTRY_BYTES + getsizeof(key) + getsizeof(value)
     if type(value) is dict:
         size += sum(map(getsizeof, value)) + sum(map(getsizeof, value.values()))
@@ -209,22 +199,24 @@ def _load_restored(text: bytes) -> Any:
     return restore(orjson.loads(text))
 
 
-def _mapped(told: Mapping[str, Any]) -> Near:
-    """The table that a daemon tells of, empty of entries; _NOTHING if it can't be read."""
+def _mapped(told: Mapping[str, Any]) -> _Table:
+    """The table that a daemon tells of; one without counters if it can't be read."""
+    none = _Table(told["id"], (), ())
     try:
         file = os.open(told["path"], os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             found = os.fstat(file)
             if [found.st_dev, found.st_ino] != told["file"]:  # another's, or a mere copy
-                return _NOTHING
+                return none
             if not stat.S_ISREG(found.st_mode) or found.st_size != layout.TABLE_BYTES:
-                return _NOTHING
-            shared = mmap.mmap(file, layout.TABLE_BYTES, prot=mmap.PROT_READ)
+                return none
+            shared = memoryview(mmap.mmap(file, layout.TABLE_BYTES, prot=mmap.PROT_READ))
         finally:
             os.close(file)
     except OSError:  # not for this user, or removed: then it is asked each time
-        return _NOTHING
+        return none
     known = layout.MAGIC + bytes.fromhex(told["id"])
     if shared[layout.MAGIC_AT : layout.MAGIC_AT + len(known)] != known:
-        return _NOTHING
-    return {}, memoryview(shared).cast("Q"), shared, told["lease_at"]
+        return none
+    lease_at = told["lease_at"]
+    return _Table(told["id"], shared.cast("Q"), shared[lease_at : lease_at + 1])

@@ -53,13 +53,12 @@ class PickleDB(Handle, MutableMapping[str, Any]):
         """A copy of the value of `key`, or `default` if there is none."""
         if type(key) is str:
             # As Cache.lookup does; but that call would take as long again
-            entries, counters, table_bytes, lease_at = self._cache.near
             try:
-                slot, count, value, copy = entries[key]
+                counters, slot, count, lease, value, copy = self._cache.young[key]
             except KeyError:
                 pass
             else:
-                if counters[slot] == count and not table_bytes[lease_at]:
+                if counters[slot] == count and not lease[0]:
                     if copy is None:
                         return value
                     found = copy(value)

@@ -32,7 +32,7 @@ def test_a_closed_client_tells_nothing_any_more(daemon):
 
 
 def kept_by(db):
-    return {**db._cache._old[0], **db._cache.near[0]}
+    return {**db._cache._old, **db._cache.young}
 
 
 def test_a_fork_reads_what_its_parent_has_read(daemon, db):

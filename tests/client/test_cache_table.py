@@ -134,7 +134,7 @@ def test_whatever_is_done_to_the_table_s_file_no_read_is_stale(tmp_path, locatio
             assert mapped.get("a") == late.get("a") == db.get("a") == number
             with contextlib.closing(daemon.client()) as fresh:
                 fresh.get("a")
-                return fresh._cache.near[0] or path.is_dir()
+                return fresh._cache.young or path.is_dir()
 
         wait_until(there_again, "the table to be made again", 20.0)
         if not path.is_dir():  # which is in the way for good, and costs only speed
@@ -157,7 +157,7 @@ def test_who_came_while_the_table_was_missing_keeps_values_once_it_is_there(tmp_
         assert late.get("a") == 1
         wait_until(path.exists, "the table to be made again")
         # it does not look for it at every read
-        wait_until(lambda: late.get("a") == 1 and late._cache.near[0], "the table to be found")
+        wait_until(lambda: late.get("a") == 1 and late._cache.young, "the table to be found")
         assert keeps(daemon, late)
     daemon.check_and_stop()
 

@@ -50,9 +50,9 @@ class Trusting(PickleDB):
     """Broken on purpose: it looks at the counters, but not whether their daemon is alive."""
 
     def get(self, key, default=None):
-        entries, counters, _, _ = self._cache.near
-        if key in entries:
-            slot, count, value, copy = entries[key]
+        entry = self._cache.young.get(key)
+        if entry is not None:
+            counters, slot, count, _, value, copy = entry
             if counters[slot] == count:
                 return value if copy is None else default  # only numbers, or nothing, is there
         return super().get(key, default)
