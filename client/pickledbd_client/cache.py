@@ -1,18 +1,17 @@
 """Values kept at hand, and how their holder knows that they are current.
 
 May live here: the mapped counter table of the daemon, and what `get` was answered. SPEC.md, The
-counter table, holds the argument why what is found here is never stale. An entry names its slot
-and the number that the slot had; it counts while the slot still has that number and the lease
-the value that the daemon told. Everything may be called from any thread, in a signal handler
-and in a forked child, which inherits the mapping: no lock is taken, and each state is replaced as
-a whole.
+counter table, holds the argument why what is found here is never stale. An entry has all that it
+is judged by: its slot, the number that the slot had, and the counters and the lease of the table
+that the slot is in. It counts while the slot still has that number and the lease is 0. So
+everything may be called from any thread, in a signal handler and in a forked child, which inherits
+the mapping: no lock is taken, and entries of different tables may meet.
 
 What was answered is kept as text at first, *raw*, since most of it is never read again; the first
 read makes the entry of it that is quickest to read.
 
 The bound in bytes is kept by two generations: new entries go into the young one; when that is
 full it becomes the old one, and the old one is dropped. What is used meanwhile is young again.
-What is written over counts until its generation ends.
 """
 
 from __future__ import annotations
@@ -40,6 +39,9 @@ A raw one has RAW for its number, and keeps the number and the text.
 LOOK_SECONDS = 5.0
 """How often a table that could not be read is looked for again."""
 
+LARGE = 2**16
+"""Bytes of the text of a list or a dict that stays one: as objects it takes many times as many."""
+
 RAW = -1
 """No counter is ever that."""
 
@@ -63,7 +65,8 @@ class Cache:
 
     def __init__(self, limit: int) -> None:
         self.young: dict[str, Entry] = {}
-        """For PickleDB.get, which looks here by itself: a further call would cost half as much."""
+        """The same dict for ever, for PickleDB.get, which looks here by itself: a call would cost
+        half as much again."""
         self._old: dict[str, Entry] = {}
         self._limit = limit // 2  # of each generation
         self._bytes = 0  # of the young one; threads that meet here may count it a little wrong
@@ -72,8 +75,8 @@ class Cache:
 
     def lookup(self, key: str) -> Any:
         """A copy of the value of `key`, ABSENT or UNKNOWN."""
-        young = self.young
-        for generation in (young, self._old):
+        young, old = self.young, self._old
+        for generation in (young, old):
             entry = generation.get(key)
             if entry is None:
                 continue
@@ -85,10 +88,8 @@ class Cache:
                 continue
             if raw:
                 value, copy = _kept(text)
-                if generation is young:
-                    self._bytes -= _size(key, entry)
                 entry = counters, slot, count, lease, value, copy
-            if raw or generation is not young:
+            if raw or generation is old:
                 self._put(key, entry)
             return value if copy is None else copy(value)
         return UNKNOWN
@@ -98,7 +99,7 @@ class Cache:
     ) -> bool:
         """Have the answer to a get of `key`; `told`: what its daemon tells of its table.
 
-        Or to a set, with the `text` that it wrote: kept only if the key was read before.
+        Or to a set, with the `text` that it wrote: kept only if the key was read lately.
         To be called before anything else reads the reply. False if that table has ended although
         its daemon answers, so that the daemon is to be asked for another.
         """
@@ -106,7 +107,7 @@ class Cache:
             return True
         table = self._table
         if told["id"] != table.id or (not table.counters and self._look_again()):
-            self.young, self._old, self._bytes = {}, {}, 0
+            self._drop()
             self._table = table = _mapped(told)
             if not table.counters:  # it may have been made again since the daemon told of it
                 return False
@@ -136,20 +137,28 @@ class Cache:
     def close(self) -> None:
         """Hold nothing from now on."""
         self._limit = 0
-        self.young, self._old = {}, {}
         self._table = _NONE
+        self._drop()
+
+    def _drop(self) -> None:
+        self.young.clear()
+        self._old, self._bytes = {}, 0
 
     def _put(self, key: str, entry: Entry) -> None:
-        young = self.young  # looked at before the limit, which `close` sets before it
         size = _size(key, entry)
         if size > self._limit:
             return
+        replaced = self.young.pop(key, None)  # for one of the threads that meet here
+        if replaced is not None:
+            self._bytes -= _size(key, replaced)
         if self._bytes + size > self._limit:
-            full, young = young, {}
-            if self.young is full:  # else another thread was quicker, or it was closed
-                self._old, self.young, self._bytes = full, young, 0
+            # What another thread puts there in between is lost, which costs it a request
+            self._old, self._bytes = self.young.copy(), 0
+            self.young.clear()
         self._bytes += size
-        young[key] = entry
+        self.young[key] = entry
+        if not self._limit:  # it was closed meanwhile
+            self._drop()
 
 
 class _Table(NamedTuple):
@@ -166,6 +175,8 @@ _NONE = _Table("", (), ())
 def _kept(text: bytes) -> tuple[Any, Callable[[Any], Any] | None]:
     """What to keep of a value on the wire, and how it is copied for a caller."""
     load = _load_restored if may_hold_binary(text) else orjson.loads
+    if len(text) > LARGE and text[0] in b"[{":
+        return text, load
     value = load(text)
     kind = type(value)
     if kind in _SCALARS:

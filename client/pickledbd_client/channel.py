@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import socket
 import time
 import uuid
@@ -319,10 +320,10 @@ class Channel:
     def _soon(self, left: float | None) -> list[Reply]:
         """What comes soon, as nearly every reply does; nothing if none does.
 
-        Not for longer: in here nobody sees that the daemon has gone, and each signal that arrives
-        starts the time anew.
+        Not for longer: in here nobody sees that the daemon has gone. Nor where a timer is set, as
+        by a profiler: each of its signals would start the time anew.
         """
-        if left is not None and left < SOON_SECONDS:
+        if (left is not None and left < SOON_SECONDS) or signal.getitimer(signal.ITIMER_REAL)[0]:
             return []
         try:
             return decode_replies(self._socket.recv())

@@ -40,6 +40,7 @@ class PickleDB(Handle, MutableMapping[str, Any]):
     def _open(self) -> None:
         self._link = Link(self._route)
         self._link.connect()
+        self._kept = self._cache.young
         self.location: str = self._route.location
         """The database file, as pickleDB tells it."""
 
@@ -54,7 +55,7 @@ class PickleDB(Handle, MutableMapping[str, Any]):
         if type(key) is str:
             # As Cache.lookup does; but that call would take as long again
             try:
-                counters, slot, count, lease, value, copy = self._cache.young[key]
+                counters, slot, count, lease, value, copy = self._kept[key]
             except KeyError:
                 pass
             else:

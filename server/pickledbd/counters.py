@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 PROCESS_SHARED = 1  # PTHREAD_PROCESS_SHARED of <pthread.h>, in glibc and musl
 ROBUST = 1  # PTHREAD_MUTEX_ROBUST
 MUTEX_ATTR_BYTES = 64  # more than any pthread_mutexattr_t
-MARKED_BYTE = 3 if sys.byteorder == "little" else 0  # of the word, and what
-MARK = 0x40  # FUTEX_OWNER_DIED of <linux/futex.h> is in it
+MARK = 0x40  # the highest byte of FUTEX_OWNER_DIED of <linux/futex.h>
+MARKED_BYTE = 3 if sys.byteorder == "little" else 0  # where in a word that byte is
 
 MANY = layout.SLOTS // 16
 """Keys from which on it is quicker to renew every slot than that of each."""
@@ -96,7 +96,7 @@ class Counters:
 
         To be called in the thread that serves, before it does. Without a path nobody could read
         it. Where it cannot be made, that is logged, and tried again by `keep_up`. `sweep`: its
-        directory is for tables only, and those of daemons that were killed are to be removed.
+        directory is this user's alone, and tables of killed daemons there are to be removed.
         """
         self._place = place
         self._sweeps = sweep
@@ -150,7 +150,8 @@ class Counters:
             "lease_at": lease.place,
         }
         if self._sweeps:
-            _sweep(path.parent, lease.place)
+            with contextlib.suppress(OSError):
+                _sweep(path.parent, lease.place)
 
     def keep_up(self) -> None:
         """Have a table where new clients look for it, if somebody removed or replaced its file.
@@ -199,19 +200,21 @@ class _Lease:
         self._call("mutexattr_setpshared", attributes, PROCESS_SHARED)
         self._call("mutexattr_setrobust", attributes, ROBUST)
         self._call("mutex_init", self._mutex, attributes)
+        before = shared[: layout.MUTEX_BYTES]
         self._call("mutex_lock", self._mutex)
         self._shared = shared
-        self.place = self._mark()
+        self.place = self._mark(before)
 
-    def _mark(self) -> int:
-        """Which byte of the mutex the kernel marks at the death of its thread.
+    def _mark(self, before: bytes) -> int:
+        """Which byte of the mutex, which was `before` unlocked, the kernel marks at the death.
 
         Libraries differ in the place of the word; but by the kernel's rules it holds the thread's
         number, which leaves the byte of the mark 0 (PID_MAX_LIMIT of <linux/threads.h> is 2**22).
         """
         words = memoryview(self._shared)[: layout.MUTEX_BYTES].cast("I")
+        unlocked = memoryview(before).cast("I")
         for index, word in enumerate(words):
-            if word == threading.get_native_id():
+            if word == threading.get_native_id() and not unlocked[index]:
                 return index * words.itemsize + MARKED_BYTE
         self._call("mutex_unlock", self._mutex)
         raise OSError(errno.ENOTSUP, "a mutex of this system does not tell its thread")
@@ -241,6 +244,7 @@ def _sweep(directory: Path, place: int) -> None:
     """Remove the tables whose lease has ended: nobody but a daemon of the same file would.
 
     Should that daemon be starting, it finds its new table removed, and makes another (`keep_up`).
+    What was never locked, or not marked in time, stays until that daemon comes.
     """
     for path in directory.iterdir():
         with contextlib.suppress(OSError), _opened(path, os.O_RDONLY) as file:

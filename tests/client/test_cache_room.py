@@ -33,6 +33,7 @@ def kept_bytes(db, keys):
     try:
         for key in keys:
             db.get(key)
+            db.get(key)  # what is read again is kept in another form
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
     finally:
@@ -85,6 +86,20 @@ def test_values_that_grow_take_no_more_than_the_room(daemon, other):
         for size in (1, 100, 10_000, 200_000):
             other.update(dict.fromkeys(keys, "x" * size))
             assert kept_bytes(db, keys) < room * 1.25 + 100_000
+
+
+@pytest.mark.parametrize("length", [3000, 100_000])
+def test_a_value_that_takes_more_as_objects_than_as_text_leaves_the_room_as_it_is(
+    daemon, other, length
+):
+    """Whether or not its text has room, a list of its items has not."""
+    room, value = 2**17, [7] * length
+    keys = [f"key {n}" for n in range(2000)]
+    other.update(dict.fromkeys(keys, "x" * 500) | {"a": value})
+    with contextlib.closing(daemon.client(cache_bytes=room)) as db:
+        for _ in range(100):
+            assert db.get("a") == value
+        assert kept_bytes(db, keys) < room * 1.25 + 100_000
 
 
 def test_what_is_read_often_stays_whatever_else_is_read(daemon, other):
