@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -144,6 +145,19 @@ def test_replies_that_were_gathered_are_not_gathered_with_those_to_the_next_mess
     hand_in(wired, *(request(n, "dump" if n == 3 else "ping") for n in range(1, 5)))
     hand_in(wired, request(5, "ping"), request(6, "ping"))
     assert answers(wired).keys() == set(range(1, 7))
+
+
+@pytest.mark.parametrize(("durability", "at_once"), [("save", 1), ("journal", 1), ("fsync", 0)])
+def test_a_message_is_answered_before_the_next_is_taken_in_but_a_wait_for_the_disk_is_shared(
+    tmp_path, durability, at_once
+):
+    wired = Wired(tmp_path / "my.db", "--durability", durability)
+    with contextlib.closing(wired):
+        sets = [request(n, "set", {"key": str(n), "value": n}) for n in range(1, 5)]
+        hand_in(wired, *sets[:2])
+        assert len(wired.replies) == at_once
+        hand_in(wired, *sets[2:])
+        assert answers(wired).keys() == {1, 2, 3, 4}
 
 
 def test_a_large_batch_holds_back_what_its_message_asks_after_it(wired):
