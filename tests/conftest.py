@@ -18,6 +18,11 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a shell's background job, and so would it be in all that the tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def _no_inherited_settings(monkeypatch):
     monkeypatch.delenv("PICKLEDBD_URL", raising=False)
