@@ -112,15 +112,21 @@ def test_a_daemon_is_started_for_whoever_asks_first(location):
     run(work())
 
 
+@contextlib.asynccontextmanager
+async def leading_nowhere(tmp_path):
+    """A client of a host that vanished: no more bytes come, and nothing tells that it is gone."""
+    async with Relay(tmp_path) as relay:
+        db = AsyncPickleDB(relay.endpoint, timeout=1, cache_bytes=0)
+        await db.set("a", 1)
+        relay.swallow()
+        yield db
+
+
 def test_a_connection_that_leads_nowhere_is_given_up_after_a_timeout(tmp_path):
-    """A host that vanished: no more bytes come, and nothing tells that the connection is gone."""
     daemon = Daemon(tmp_path / "my.db", "--bind", f"ipc://{tmp_path}/d")
 
     async def work():
-        async with Relay(tmp_path) as relay:
-            db = AsyncPickleDB(relay.endpoint, timeout=1, cache_bytes=0)
-            await db.set("a", 1)
-            relay.swallow()
+        async with leading_nowhere(tmp_path) as db:
             with pytest.raises(RequestTimeout):
                 await db.get("a")
             assert await db.get("a") == 1
@@ -133,10 +139,7 @@ def test_so_it_is_where_everybody_gives_up_sooner(tmp_path):
     daemon = Daemon(tmp_path / "my.db", "--bind", f"ipc://{tmp_path}/d")
 
     async def work():
-        async with Relay(tmp_path) as relay:
-            db = AsyncPickleDB(relay.endpoint, timeout=1, cache_bytes=0)
-            await db.set("a", 1)
-            relay.swallow()
+        async with leading_nowhere(tmp_path) as db:
 
             async def there_again():
                 with contextlib.suppress(TimeoutError):
