@@ -164,7 +164,7 @@ def answering(endpoint, number, answer):
 
     These are the bodies of messages.
     """
-    greeting = {"location": "x", "limits": {"request_bytes": 1000}, "features": []}
+    greeting = {"location": "x", "limits": {"request_bytes": 1000}, "features": [], "now": 0}
 
     def work(router):
         for _ in range(number):

@@ -106,7 +106,7 @@ class AsyncLink:
 class _Asked:
     """A request on its way."""
 
-    __slots__ = ("answer", "call", "client", "deadline", "id", "parts", "sent")
+    __slots__ = ("answer", "call", "client", "deadline", "id", "parts", "sent", "sent_at")
 
     def __init__(self, call: Call[Any], number: int, answer: asyncio.Future[Reply]) -> None:
         self.call = call
@@ -114,7 +114,8 @@ class _Asked:
         self.answer = answer
         self.client = ""  # the name under which it was sent
         self.deadline: Deadline = None
-        self.sent: float | None = None  # when it was first sent
+        self.sent: float | None = None  # when it was first sent, by our clock
+        self.sent_at: int | None = None  # and by the daemon's
         self.parts: list[Reply] = []
 
     def fail(self, error: PickleDBError) -> None:
@@ -226,14 +227,15 @@ class _Line:
                 asked.client = self._name_for(asked.call)
             try:
                 bodies = channel.encode(
-                    asked.call, asked.client, asked.id, asked.deadline, first_sent=asked.sent
+                    asked.call, asked.client, asked.id, asked.deadline, first_sent=asked.sent_at
                 )
             except TooLarge as error:
                 self._give_back(asked)
                 asked.fail(error)
                 continue
             self._sent[asked.id] = asked
-            asked.sent = asked.sent or now
+            if asked.sent is None:
+                asked.sent, asked.sent_at = now, channel.at(now)
             alone = len(bodies) > 1  # parts are in messages of their own
             size += len(bodies[0])
             if together and (alone or size > GATHER_BYTES or len(together) == most):

@@ -163,8 +163,13 @@ class Channel:
         """The request whose answer tells of the daemon; to be asked on this channel."""
         return hello([PROTOCOL_VERSION], self._met)
 
+    def at(self, moment: float) -> int:
+        """What the daemon's clock showed at this time.monotonic(), or a little less; in ms."""
+        return self._clock + int(moment * 1000)
+
     def _met(self, daemon: dict[str, Any]) -> None:
         self.daemon = daemon
+        self._clock = int(daemon["now"] - time.monotonic() * 1000) - 1
         self._limit = self.daemon["limits"]["request_bytes"]
         self.counters = self.daemon.get("counters") if self.endpoint.startswith("ipc:") else None
 
@@ -221,11 +226,11 @@ class Channel:
         request_id: int,
         deadline: Deadline,
         *,
-        first_sent: float | None = None,
+        first_sent: int | None = None,
     ) -> Reply:
         """Ask `call` and return the daemon's reply, which may hold an error.
 
-        `first_sent`: the time.monotonic() at which this very request was sent before, if it was.
+        `first_sent`: when this very request was sent before, if it was, as `at` tells it.
         After any exception (RequestTimeout, ConnectionLostError, TooLarge, ProtocolError,
         KeyboardInterrupt) the channel has to be closed.
         """
@@ -248,7 +253,7 @@ class Channel:
         request_id: int,
         deadline: Deadline,
         *,
-        first_sent: float | None = None,
+        first_sent: int | None = None,
     ) -> list[bytes]:
         """The messages of a request, to be sent here. TooLarge if the daemon would not take it."""
         size = len(call.args) + _ENVELOPE
@@ -262,13 +267,14 @@ class Channel:
             )
         left = remaining(deadline)
         budget_ms = 2**31 if left is None else int(left * 1000)
-        age = None if first_sent is None else int((time.monotonic() - first_sent) * 1000) + 1
         bodies = [
-            encode_request(call.op, request_id, client, budget_ms, part, sent_ms_ago=age, more=True)
+            encode_request(
+                call.op, request_id, client, budget_ms, part, sent_at=first_sent, more=True
+            )
             for part in call.before
         ]
         bodies.append(
-            encode_request(call.op, request_id, client, budget_ms, call.args, sent_ms_ago=age)
+            encode_request(call.op, request_id, client, budget_ms, call.args, sent_at=first_sent)
         )
         return bodies
 

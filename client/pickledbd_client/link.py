@@ -52,16 +52,16 @@ class Link:
         deadline = self._route.deadline()
         session = self._take()
         request_id = session.next_id()
-        sent: float | None = None
+        sent: int | None = None
         while True:
-            started = time.monotonic()
             try:
                 channel = self._channel(session, deadline, asked=call if sent else None)
+                started = time.monotonic()
                 reply = channel.exchange(call, request_id, deadline, first_sent=sent)
                 self._keep(call, reply, channel, session)
             except ConnectionLostError as lost:
                 session.close()
-                sent = sent or (started if lost.sent else None)
+                sent = sent or (channel.at(started) if lost.sent else None)
                 if sent and not self._route.repeatable(call):
                     raise self._route.unknown(call, "it went away meanwhile") from None
             except RequestTimeout:

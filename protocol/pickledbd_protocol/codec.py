@@ -35,7 +35,7 @@ class Request:
     budget_ms: int | None
     command: Command
     args: dict[str, Any]
-    sent_ms_ago: int | None = None
+    sent_at: int | None = None
     """How long ago it was first sent, in milliseconds; None if this is the first time."""
     more: bool = False
     """Further messages with the same id follow, whose items are to be added to these."""
@@ -78,7 +78,7 @@ def encode_request(
     budget_ms: int,
     args: bytes,
     *,
-    sent_ms_ago: int | None = None,
+    sent_at: int | None = None,
     more: bool = False,
 ) -> bytes:
     """The body frame of a request. `args` is the JSON text of the arguments' object."""
@@ -87,7 +87,7 @@ def encode_request(
         client.encode(),
         budget_ms,
         op.encode(),
-        b"" if sent_ms_ago is None else b'"sent_ms_ago":%d,' % sent_ms_ago,
+        b"" if sent_at is None else b'"sent_at":%d,' % sent_at,
         b'"more":true,' if more else b"",
         args,
     )
@@ -146,9 +146,9 @@ def _decode_request(envelope: Any, body: bytes, *, gathered: bool = False) -> Re
         op = envelope.get("op")
         if type(client) is not str or not 0 < len(client) <= CLIENT_MAX:
             raise ProtocolError(f"client must be a string of 1 to {CLIENT_MAX} characters")
-        sent_ms_ago = envelope.get("sent_ms_ago")
+        sent_at = envelope.get("sent_at")
         more = envelope.get("more", False)
-        for name, value in (("budget_ms", budget_ms), ("sent_ms_ago", sent_ms_ago)):
+        for name, value in (("budget_ms", budget_ms), ("sent_at", sent_at)):
             if value is not None and (type(value) is not int or value < 0):
                 raise ProtocolError(f"{name} must be an integer of milliseconds, or absent")
         command = COMMANDS.get(op) if type(op) is str else None
@@ -165,7 +165,7 @@ def _decode_request(envelope: Any, body: bytes, *, gathered: bool = False) -> Re
             check_integers(body)
     except PickleDBError as error:
         return Refused(request_id, error, is_part)
-    return Request(request_id, client, budget_ms, command, args, sent_ms_ago, more, len(body))
+    return Request(request_id, client, budget_ms, command, args, sent_at, more, len(body))
 
 
 def _request_id(envelope: dict[str, Any]) -> int:

@@ -191,7 +191,7 @@ class Engine:
         changed = store.logged() > start
         # Also a repeat that changed nothing is remembered, though not in the journal: the first
         # may still come, by the connection that its client gave up, and is not to be applied then.
-        if changed or request.sent_ms_ago is not None:
+        if changed or request.sent_at is not None:
             answer = _answer_to(request, result)
             if changed and self._journal.appends:
                 sets, removed, clear = store.effect(start)
@@ -491,6 +491,7 @@ class Engine:
             "limits": {"request_bytes": self._status.request_bytes},
             "durability": self._journal.durable,
             "features": FEATURES,
+            "now": now_ms(),
             "counters": self._store.counters.told,
         }
 

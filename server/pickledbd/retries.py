@@ -3,8 +3,9 @@
 May live here: the answers and the rules for repeats (SPEC.md, Repeats). After RIFL and the Raft
 thesis (6.3): a write is named by its client and a number that grows, and its answer is kept, as
 durable as the write itself, until the client's next write tells that it has arrived. Bounded in
-number and in bytes; what was given up before its time is known by its age, so that a repeat
-whose answer may have been among it is refused and never carried out twice.
+number and in bytes; of what was given up before its time the newest is known, so that a repeat
+whose first may have been among it is refused and never carried out twice. When that was sent is
+told by this daemon's own clock: how long ago would not do, as a repeat may be long on its way.
 """
 
 from __future__ import annotations
@@ -52,15 +53,15 @@ class Retries:
         nobody can tell whether it was carried out.
         """
         known = self._answers.get(request.client)
-        age = request.sent_ms_ago
+        first_sent = request.sent_at
         if known is None:
-            unknown = age is not None and now_ms() - age <= self.forgotten
+            unknown = first_sent is not None and first_sent <= self.forgotten
         elif request.id > known.id:
             unknown = False
-        elif age is None:
+        elif first_sent is None:
             raise ProtocolError(
                 f"id {request.id} of client {request.client!r} is not over {known.id}, its last "
-                "write's: ids of writes have to grow; to repeat a write send sent_ms_ago"
+                "write's: ids of writes have to grow; to repeat a write send sent_at"
             )
         elif request.id == known.id and known.result != NOT_KEPT:
             return known.result

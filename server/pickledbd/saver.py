@@ -101,6 +101,7 @@ class Saver:
         self._viewed: int | None = None  # the changes that the snapshot being written holds
         self._saving = False
         self._waiting: list[Saved] = []  # for the snapshot being written
+        self._joined: list[Saved] = []  # who came while it was, and are content with it
         self._waiting_next: list[Saved] = []
         self._file_bytes = 0
         self._retry_at = 0.0
@@ -194,7 +195,7 @@ class Saver:
     def save(self, saved: Saved) -> None:
         """Have what the store holds now in the data file, and then call `saved`."""
         if self._saving and self._viewed in (None, self._store.changes):
-            self._waiting.append(saved)
+            self._joined.append(saved)
             return
         self._waiting_next.append(saved)
         self._start()
@@ -235,10 +236,19 @@ class Saver:
             status.last_save_time = time.time()
             status.last_save_duration_ms = round((time.monotonic() - started) * 1e3, 3)
             self._pause = RETRY_SECONDS
+        self._tell(failure)
+
+    def _tell(self, failure: SaveFailed | None) -> None:
+        """Answer those who waited for the save that has ended, and begin what others wait for."""
         self._saving = False
         self._viewed = None
-        waiting, self._waiting = self._waiting, []
-        for saved in waiting:
+        told, self._waiting = self._waiting, []
+        joined, self._joined = self._joined, []
+        if failure is None:
+            told += joined
+        else:  # what failed may have been mended before they asked
+            self._waiting_next = joined + self._waiting_next
+        for saved in told:
             saved(failure)
         if self._waiting_next:
             self._start()

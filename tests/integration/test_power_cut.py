@@ -26,6 +26,7 @@ import zmq
 from crashes import Trace, strace
 from pickledbd import records
 from pickledbd.recovery import recover
+from pickledbd.retries import now_ms
 from pickledbd.snapshot import DataFile, Unreadable
 from support import PATIENCE, Daemon, wait_until
 
@@ -100,7 +101,7 @@ class Peer:
         """Ask again what another connection asked, in one message."""
         _, op, args = self.life.requests[number]
         request = {"id": number, "client": self.name, "op": op, "args": args}
-        request |= {"budget_ms": self.life.budget_ms, "sent_ms_ago": 1000}
+        request |= {"budget_ms": self.life.budget_ms, "sent_at": self.life.began_at}
         self.socket.send(orjson.dumps(request))
         self.unanswered.add(number)
 
@@ -147,6 +148,7 @@ class Life:
     ids: itertools.count
     context: zmq.Context
     budget_ms: int = 600_000
+    began_at: int = field(default_factory=now_ms)
     requests: dict[int, tuple] = field(default_factory=dict)
     peers: list[Peer] = field(default_factory=list)
     answered: set[int] = field(default_factory=set)

@@ -55,6 +55,9 @@ class Relayed:
             return
         if self.mode == "cut requests":
             data = data[: self.relay.cut_after - self.passed]
+        if b'"sent_at":' in data:
+            self.relay.has_a_repeat.set()
+            self.relay.lets_repeats_through.wait()
         self.passed += len(data)
         self.daemon.sendall(data)
         if self.mode == "cut requests" and self.passed >= self.relay.cut_after:
@@ -86,6 +89,9 @@ class Relay:
         self.affected = []
         self.is_open = threading.Event()
         self.is_open.set()
+        self.lets_repeats_through = threading.Event()
+        self.lets_repeats_through.set()
+        self.has_a_repeat = threading.Event()
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.endpoint.removeprefix("ipc://"))
         self.listener.listen(128)
@@ -127,6 +133,7 @@ class Relay:
 
     def close(self):
         self.is_open.set()
+        self.lets_repeats_through.set()
         self.listener.shutdown(socket.SHUT_RDWR)
         self.thread.join(PATIENCE)
         self.listener.close()
@@ -361,6 +368,24 @@ def test_where_the_answer_was_forgotten_the_outcome_is_unknown_and_nothing_is_do
     with pytest.raises(Unavailable, match="not known any more") as caught:
         answer.result()
     assert not caught.value.outcome_known
+    with served.direct() as db:
+        assert db["pop"] == "by another"
+
+
+def test_an_answer_that_is_forgotten_while_the_repeat_is_on_its_way_is_unknown_too(relay, serve):
+    served = serve()
+    with served.direct() as db:
+        db.update(BEFORE)
+    relay.lets_repeats_through.clear()
+    with lost_reply(relay, [lambda db: db.pop("pop")]) as [answer]:
+        relay.end()
+        assert relay.has_a_repeat.wait(PATIENCE)
+        many_clients(relay.daemon_endpoint)
+        with served.direct() as db:
+            db.set("pop", "by another")
+        relay.lets_repeats_through.set()
+    with pytest.raises(Unavailable, match="not known any more"):
+        answer.result()
     with served.direct() as db:
         assert db["pop"] == "by another"
 

@@ -59,6 +59,7 @@ class SpecClient:
         self.socket.connect(endpoint)
         try:
             self.hello = self.request("hello", versions=list(versions))
+            self.greeted = time.monotonic()
         except BaseException:
             self.close()
             raise
@@ -69,6 +70,10 @@ class SpecClient:
 
     def __exit__(self, *_):
         self.close()
+
+    def clock(self):
+        """What the daemon's clock shows now, or less."""
+        return self.hello["now"] + int((time.monotonic() - self.greeted) * 1000)
 
     def close(self):
         self.socket.close()
@@ -548,25 +553,26 @@ def test_a_large_batch_in_parts_counts_as_one_request(client):
 def test_a_write_sent_again_is_answered_from_the_first(connect):
     client = connect()
     client.set("k", "first")
+    before = client.clock()
     number = client.send("pop", {"key": "k"})
     assert client.receive(number) == {"value": "first"}
     connect().set("k", "by another")
     other = connect()
     other.name = client.name  # the same client, by a new connection
-    other.send("pop", {"key": "k"}, id=number, sent_ms_ago=5)
+    other.send("pop", {"key": "k"}, id=number, sent_at=before)
     assert other.receive(number) == {"value": "first"}
     assert other.get("k") == "by another"
-    # without sent_ms_ago it is a mistake, and so is a number that was used before
+    # without sent_at it is a mistake, and so is a number that was used before
     for used in (number, number - 1):
         other.send("pop", {"key": "k"}, id=used)
         with pytest.raises(RefusedError) as refused:
             other.receive(used)
         assert refused.value.code == "protocol"
     # what did not arrive the first time is done now, and a read is just read
-    other.send("pop", {"key": "k"}, id=number + 50, sent_ms_ago=5)
+    other.send("pop", {"key": "k"}, id=number + 50, sent_at=before)
     assert other.receive(number + 50) == {"value": "by another"}
     # and what came before the last that was answered nobody can tell
-    other.send("pop", {"key": "k"}, id=number, sent_ms_ago=5)
+    other.send("pop", {"key": "k"}, id=number, sent_at=before)
     with pytest.raises(RefusedError) as refused:
         other.receive(number)
     assert refused.value.code == "unavailable"
@@ -579,7 +585,7 @@ def test_unknown_members_of_a_request_are_ignored_but_arguments_must_fit(client)
         "slot",
         "count",
     }
-    for wrong in ({"more": True}, {"more": 1}, {"sent_ms_ago": -1}, {"sent_ms_ago": "5"}):
+    for wrong in ({"more": True}, {"more": 1}, {"sent_at": -1}, {"sent_at": "5"}):
         number = client.send("set", {"key": "k", "value": 2}, **wrong)
         with pytest.raises(RefusedError) as refused:
             client.receive(number)

@@ -38,7 +38,7 @@ wrong_shapes = st.fixed_dictionaries(
         "id": json_values | st.integers(0, 10),
         "client": json_values | st.just("c"),
         "budget_ms": json_values,
-        "sent_ms_ago": json_values,
+        "sent_at": json_values,
         "more": json_values | st.booleans(),
         "op": json_values | st.sampled_from(sorted(COMMANDS)),
         "args": json_values
@@ -136,7 +136,7 @@ def test_a_request_is_read_as_it_was_written():
     assert decode_request([body]) == Request(
         7, "me", 1500, COMMANDS["set"], {"key": "k", "value": [1]}, size=len(body)
     )
-    body = encode_request("replace", 8, "me", 0, b'{"items":{}}', sent_ms_ago=20, more=True)
+    body = encode_request("replace", 8, "me", 0, b'{"items":{}}', sent_at=20, more=True)
     assert decode_request([body]) == Request(
         8, "me", 0, COMMANDS["replace"], {"items": {}}, 20, more=True, size=len(body)
     )

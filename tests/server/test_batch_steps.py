@@ -8,6 +8,8 @@ import os
 
 import pytest
 
+from pickledbd.retries import now_ms
+
 OLD = {"a": 1, "b": 2, "c": 3}
 DEEP = json.loads("[" * 201 + "]" * 201)
 SET = {"op": "set", "args": {"key": "a", "value": "new"}}
@@ -131,7 +133,7 @@ def test_there_may_be_any_number_of_steps(filled, wire):
 def test_a_repeat_is_answered_as_the_first_was(filled, wire):
     (first,) = filled.send("batch", {"steps": CHANGES}, id=50, budget_ms=60_000)
     filled.send("set", {"key": "c", "value": "another's"}, client="another")
-    repeat = {"id": 50, "client": filled.client, "sent_ms_ago": 5, "budget_ms": 60_000}
+    repeat = {"id": 50, "client": filled.client, "sent_at": now_ms(), "budget_ms": 60_000}
     for wired in (filled, wire()):
         assert wired.send("batch", {"steps": CHANGES}, **repeat) == [first]
         assert wired.ask("get", key="c") == {"value": "another's"}

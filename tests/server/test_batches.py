@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from pickledbd import batches
+from pickledbd.retries import now_ms
 from pickledbd_client import InvalidValue
 from pickledbd_client.calls import Call
 from support import Daemon
@@ -109,7 +110,7 @@ def test_a_batch_that_is_repeated_has_one_reply_and_changes_nothing(filled, wire
     number = send_parts(filled, "set_many", parts_of(ITEMS))
     filled.turn()
     filled.send("set", {"key": "item 7", "value": "newer"}, client="another")
-    again = {"peer": b"new connection", "sent_ms_ago": 5, "client": filled.client, "id": number}
+    again = {"peer": b"new connection", "sent_at": now_ms(), "client": filled.client, "id": number}
     for kill in (False, True):
         wired = wire() if kill else filled
         send_parts(wired, "set_many", parts_of(ITEMS), **again)
@@ -266,7 +267,7 @@ def test_a_batch_that_its_client_gave_up_hides_no_later_answer(wire):
     wired.turn()
     client, again = wired.client, wire()  # after a kill
     again.send("pop", {"key": "k"}, client="another")
-    repeat = {"client": client, "id": number, "sent_ms_ago": 10, "budget_ms": 60_000}
+    repeat = {"client": client, "id": number, "sent_at": now_ms(), "budget_ms": 60_000}
     (reply,) = again.send("set", {"key": "k", "value": 1}, **repeat)
     assert reply["result"] == {}
     assert again.ask("get", key="k") == {}  # not set once more

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+import threading
 import weakref
 
 import pytest
@@ -77,6 +78,27 @@ def test_a_save_that_failed_is_due_again_even_if_nothing_changed(wired, monkeypa
         assert "fsync of the directory" in wired.ask("save")["message"]
     monkeypatch.undo()
     assert wired.ask("save") == {"saved": True}
+
+
+def test_who_asks_after_the_disk_was_mended_is_not_told_how_it_failed_before(wired, monkeypatch):
+    failed = threading.Event()
+
+    def fail(_file):
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    wired.ask("set", key="a", value=1)
+    monkeypatch.setattr(os, "fsync", fail)
+    before = wired.receive("save")
+    wired.replies += wired.engine.finish_turn()
+    while not failed.is_set():
+        wired.tasks.run(0)
+    monkeypatch.undo()
+    later = wired.receive("save")
+    replies = {reply["id"]: reply for _, reply in wired.turn()}
+    assert replies[before]["error"]["code"] == "save_failed"
+    assert replies[later]["result"] == {"saved": True}
+    assert json.loads(wired.path.read_bytes()) == {"a": 1}
 
 
 def test_what_another_program_did_to_the_file_is_taken_over_if_nothing_is_unsaved(wire):

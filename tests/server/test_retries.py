@@ -18,7 +18,9 @@ from pickledbd_protocol import COMMANDS, ProtocolError, Request, Unavailable
 
 
 def write(number, client="c", age=None):
-    return Request(number, client, 1000, COMMANDS["pop"], {"key": "k"}, age)
+    """`age`: how many ms ago it was sent before, if it was."""
+    sent_at = None if age is None else now_ms() - age
+    return Request(number, client, 1000, COMMANDS["pop"], {"key": "k"}, sent_at)
 
 
 def answer(number, client="c", result=b"{}", at=None, budget_ms=1000):
@@ -158,7 +160,7 @@ def test_a_repeat_is_answered_once_more_also_after_a_restart_and_after_saves(wir
     wired.send("set", {"key": "other", "value": 1}, client="another")
     for step in range(5):
         (again,) = wired.send(
-            "pop", {"key": "a"}, id=50, client=client, sent_ms_ago=10, budget_ms=60_000
+            "pop", {"key": "a"}, id=50, client=client, sent_at=now_ms(), budget_ms=60_000
         )
         assert again == first
         if step == 1:
@@ -173,7 +175,7 @@ def test_a_repeat_is_answered_once_more_also_after_a_restart_and_after_saves(wir
 def test_a_repeat_in_the_same_turn_is_answered_by_the_first(wired):
     wired.ask("set_many", items={"a": 1, "b": 2})
     wired.receive("popitem", id=50)
-    wired.receive("popitem", id=50, sent_ms_ago=1, peer=b"by another connection")
+    wired.receive("popitem", id=50, sent_at=now_ms(), peer=b"by another connection")
     told = [reply["result"] for _, reply in wired.turn()]
     assert told == [{"key": "b", "value": 2}] * 2
     assert wired.ask("all") == {"keys": ["a"]}
@@ -190,14 +192,14 @@ def test_a_write_that_was_refused_is_carried_out_when_it_is_repeated(wire, monke
     (refused,) = wired.send("pop", {"key": "a"}, id=51)
     assert refused["error"]["code"] == "writes_refused"
     # the answer to the write before is still known
-    (again,) = wired.send("set", {"key": "a", "value": 1}, id=50, sent_ms_ago=5)
+    (again,) = wired.send("set", {"key": "a", "value": 1}, id=50, sent_at=now_ms())
     assert again["result"] == {}
     monkeypatch.undo()
     wired.send("save", id=52)
-    (told,) = wired.send("pop", {"key": "a"}, id=51, sent_ms_ago=5)
+    (told,) = wired.send("pop", {"key": "a"}, id=51, sent_at=now_ms())
     assert told["result"] == {"value": 1}
     wired_again = wire()
-    (told,) = wired_again.send("pop", {"key": "a"}, id=51, client=wired.client, sent_ms_ago=9)
+    (told,) = wired_again.send("pop", {"key": "a"}, id=51, client=wired.client, sent_at=now_ms())
     assert told["result"] == {"value": 1}
 
 
@@ -205,7 +207,7 @@ def test_what_changed_nothing_is_just_done_again(wired):
     (first,) = wired.send("pop", {"key": "a"}, id=50)
     assert first["result"] == {}
     wired.send("set", {"key": "a", "value": 1}, client="another")
-    (again,) = wired.send("pop", {"key": "a"}, id=50, sent_ms_ago=5)
+    (again,) = wired.send("pop", {"key": "a"}, id=50, sent_at=now_ms())
     assert again["result"] == {"value": 1}
 
 
@@ -228,7 +230,7 @@ def test_a_save_keeps_no_answer_to_a_write_that_it_does_not_hold(wire, monkeypat
     wired.turn()
     again = wire("--durability", "save")  # killed
     assert again.ask("get", key="late") == {}
-    repeat = {"client": client, "id": number, "sent_ms_ago": 10, "budget_ms": 60_000}
+    repeat = {"client": client, "id": number, "sent_at": now_ms(), "budget_ms": 60_000}
     (reply,) = again.send("set", late, **repeat)
     assert reply["result"] == {}
     assert again.ask("get", key="late") == {"value": 1}
