@@ -118,6 +118,11 @@ class _Asked:
         self.sent_at: int | None = None  # and by the daemon's
         self.parts: list[Reply] = []
 
+    def goes(self, now: float, channel: Channel) -> None:
+        """It is sent, perhaps not for the first time."""
+        if self.sent is None:
+            self.sent, self.sent_at = now, channel.at(now)
+
     def fail(self, error: PickleDBError) -> None:
         """Have it end with `error`, if somebody still waits for it."""
         if not self.answer.done():
@@ -234,8 +239,7 @@ class _Line:
                 asked.fail(error)
                 continue
             self._sent[asked.id] = asked
-            if asked.sent is None:
-                asked.sent, asked.sent_at = now, channel.at(now)
+            asked.goes(now, channel)
             alone = len(bodies) > 1  # parts are in messages of their own
             size += len(bodies[0])
             if together and (alone or size > GATHER_BYTES or len(together) == most):
