@@ -88,6 +88,9 @@ class Daemon:
     def check_and_stop(self):
         """Stop it, and check that the file then holds just what the daemon held."""
         with contextlib.closing(self.client()) as db:
+            # What others asked and did not wait for is read by and by, while this one is answered
+            for _ in range(30):
+                db.ping()
             held = db._link.request(raw_dump())
         self.stop()
         on_disk = json.loads(self.location.read_bytes() or b"{}") if self.location.exists() else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import gc
 import os
 import signal
@@ -238,10 +237,6 @@ def test_nothing_hangs_or_warns_at_the_end_of_a_process(daemon, name):
     finally:
         os.kill(daemon.pid, signal.SIGCONT)
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
-    with contextlib.closing(daemon.client()) as db:  # what it left in the daemon's queue is done
-        wait_until(lambda: db.info()["clients"] == 1, "its connection to end")
-        for _ in range(100):  # each client in turn is heard
-            db.ping()
 
 
 @pytest.mark.parametrize("connected", [True, False])
