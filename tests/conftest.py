@@ -23,6 +23,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# A thousand daemons are started; as on a user's machine, not each is to compile its modules anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 @pytest.fixture(autouse=True)
 def _no_inherited_settings(monkeypatch):
     monkeypatch.delenv("PICKLEDBD_URL", raising=False)
