@@ -208,7 +208,11 @@ def test_what_a_killed_daemon_left_is_replaced(tmp_path, location):
     daemon.check_and_stop()
 
 
-@pytest.mark.parametrize("left", [b"", b"junk", bytes(layout.TABLE_BYTES), b"x" * 2**21])
+@pytest.mark.parametrize(
+    "left",
+    [b"", b"junk", bytes(layout.TABLE_BYTES), b"x" * 2**21],
+    ids=["empty", "short", "of its length", "long"],
+)
 def test_junk_in_its_place_is_replaced(tmp_path, location, left):
     path = tmp_path / f"s{layout.COUNTERS_SUFFIX}"
     path.write_bytes(left)
