@@ -57,6 +57,7 @@ def first_get_ms(path: Path) -> float:
 
 def run(quick: bool) -> Report:
     rounds = 5 if quick else 31
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles all of it anew
     with tempfile.TemporaryDirectory() as folder:
         fresh = (Path(folder) / f"{number}.db" for number in range(rounds + 1))
         owned = Path(folder) / "owned.db"
