@@ -36,7 +36,7 @@ class Request:
     command: Command
     args: dict[str, Any]
     sent_at: int | None = None
-    """How long ago it was first sent, in milliseconds; None if this is the first time."""
+    """When it was first sent, by the daemon's clock, in milliseconds; None if this is that time."""
     more: bool = False
     """Further messages with the same id follow, whose items are to be added to these."""
     size: int = 0

@@ -31,9 +31,15 @@ KEEP_MS = 10 * 60 * 1000
 """How long an answer is kept at most, in milliseconds."""
 
 
+_BEGUN_NS = time.time_ns() - time.monotonic_ns()
+
+
 def now_ms() -> int:
-    """Milliseconds since 1970: the only clock that goes on across restarts."""
-    return time.time_ns() // 1_000_000
+    """The daemon's clock: milliseconds since 1970, as the system told them at this start.
+
+    The system's clock is the only one that goes on across restarts, but it may be set meanwhile.
+    """
+    return (_BEGUN_NS + time.monotonic_ns()) // 1_000_000
 
 
 class Retries:
