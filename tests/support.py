@@ -91,7 +91,7 @@ class Daemon:
         """Stop it, and check that the file then holds just what the daemon held."""
         with contextlib.closing(self.client()) as db:
             # What others asked and did not wait for is read by and by, while this one is answered
-            for _ in range(30):
+            for _ in range(40):
                 db.ping()
             held = db._link.request(raw_dump())
         self.stop()
@@ -171,7 +171,7 @@ def answering(endpoint, number, answer):
 
     These are the bodies of messages.
     """
-    greeting = {"location": "x", "limits": {"request_bytes": 1000}, "features": [], "now": 0}
+    greeting = {"location": "x", "limits": {"request_bytes": 1000}, "features": [], "now": 10**12}
 
     def work(router):
         for _ in range(number):

@@ -24,7 +24,7 @@ from typing import Any
 from weakref import WeakMethod
 
 from pickledbd_client.calls import Call, T
-from pickledbd_client.channel import Channel, ConnectionLostError, Deadline, Session
+from pickledbd_client.channel import Channel, ConnectionLostError, Deadline, FirstSent, Session
 from pickledbd_client.route import Route, generation, leave
 from pickledbd_protocol import (
     COMMANDS,
@@ -106,7 +106,7 @@ class AsyncLink:
 class _Asked:
     """A request on its way."""
 
-    __slots__ = ("answer", "call", "client", "deadline", "id", "parts", "sent", "sent_at")
+    __slots__ = ("answer", "call", "client", "deadline", "first", "id", "parts", "sent")
 
     def __init__(self, call: Call[Any], number: int, answer: asyncio.Future[Reply]) -> None:
         self.call = call
@@ -114,14 +114,9 @@ class _Asked:
         self.answer = answer
         self.client = ""  # the name under which it was sent
         self.deadline: Deadline = None
-        self.sent: float | None = None  # when it was first sent, by our clock
-        self.sent_at: int | None = None  # and by the daemon's
+        self.sent: float | None = None  # when it was first sent
+        self.first: FirstSent | None = None  # the same for daemons, once it is to be repeated
         self.parts: list[Reply] = []
-
-    def goes(self, now: float, channel: Channel) -> None:
-        """It is sent, perhaps not for the first time."""
-        if self.sent is None:
-            self.sent, self.sent_at = now, channel.at(now)
 
     def fail(self, error: PickleDBError) -> None:
         """Have it end with `error`, if somebody still waits for it."""
@@ -232,14 +227,14 @@ class _Line:
                 asked.client = self._name_for(asked.call)
             try:
                 bodies = channel.encode(
-                    asked.call, asked.client, asked.id, asked.deadline, first_sent=asked.sent_at
+                    asked.call, asked.client, asked.id, asked.deadline, first_sent=asked.first
                 )
-            except TooLarge as error:
+            except (TooLarge, Unavailable) as error:
                 self._give_back(asked)
                 asked.fail(error)
                 continue
             self._sent[asked.id] = asked
-            asked.goes(now, channel)
+            asked.sent = asked.sent or now
             alone = len(bodies) > 1  # parts are in messages of their own
             size += len(bodies[0])
             if together and (alone or size > GATHER_BYTES or len(together) == most):
@@ -374,10 +369,13 @@ class _Line:
 
     def _reconnect(self) -> None:
         """The connection was lost: what was sent is to be sent again, if that may be."""
+        channel = self._channel
         self._drop_channel()
         lost, self._sent = list(self._sent.values()), {}
         for asked in reversed(lost):
             asked.parts.clear()
+            if asked.first is None and asked.sent is not None and channel is not None:
+                asked.first = FirstSent(channel, asked.sent)
             if asked.answer.done():
                 self._give_back(asked)
             elif self._route.repeatable(asked.call):

@@ -11,6 +11,7 @@ that is how a lost daemon is noticed at once, without heartbeats.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import signal
@@ -30,6 +31,7 @@ from pickledbd_protocol import (
     Reply,
     RequestTimeout,
     TooLarge,
+    Unavailable,
     decode_replies,
     encode_request,
     join_parts,
@@ -53,6 +55,10 @@ _MISSED_MAX = 10  # after a busy time, one request of 1,024 looks whether it is 
 _yield = getattr(os, "sched_yield", lambda: None)
 _waiting: list[None] = []  # one for each thread that waits for a reply: both ends are atomic
 os.register_at_fork(after_in_child=_waiting.clear)
+
+REPEAT_MS = 9 * 60 * 1000
+"""How long after it was first sent a write may be sent again: a minute less than its answer is
+remembered (SPEC.md, Repeats)."""
 
 _ENVELOPE = 160  # bytes that a request is larger than its arguments, at most
 
@@ -130,6 +136,24 @@ class Session:
             channel.close()
 
 
+class FirstSent:
+    """When a request was first sent: what its repeats tell the daemons."""
+
+    def __init__(self, channel: Channel, moment: float) -> None:
+        """It was sent on `channel`, at this time.monotonic()."""
+        self._moment = moment
+        self._at = channel.at(moment)
+
+    def told_to(self, channel: Channel) -> int:
+        """When that was at the latest, by any clock of those that may have applied it; in ms.
+
+        What was reckoned first may run ahead, by clocks that drift or are halted in a long time,
+        and by the next daemon's clock, which may be behind.
+        """
+        self._at = max(0, min(self._at, channel.at(self._moment)))
+        return self._at
+
+
 class Channel:
     """A connected channel to `endpoint`, protocol agreed. `daemon` is what it told of itself."""
 
@@ -165,11 +189,12 @@ class Channel:
 
     def at(self, moment: float) -> int:
         """What the daemon's clock showed at this time.monotonic(), or a little less; in ms."""
-        return self._clock + int(moment * 1000)
+        now: int = self.daemon["now"]
+        return now + math.floor((moment - self._met_at) * 1000)
 
     def _met(self, daemon: dict[str, Any]) -> None:
         self.daemon = daemon
-        self._clock = int(daemon["now"] - time.monotonic() * 1000) - 1
+        self._met_at = time.monotonic()
         self._limit = self.daemon["limits"]["request_bytes"]
         self.counters = self.daemon.get("counters") if self.endpoint.startswith("ipc:") else None
 
@@ -226,13 +251,13 @@ class Channel:
         request_id: int,
         deadline: Deadline,
         *,
-        first_sent: int | None = None,
+        first_sent: FirstSent | None = None,
     ) -> Reply:
         """Ask `call` and return the daemon's reply, which may hold an error.
 
-        `first_sent`: when this very request was sent before, if it was, as `at` tells it.
-        After any exception (RequestTimeout, ConnectionLostError, TooLarge, ProtocolError,
-        KeyboardInterrupt) the channel has to be closed.
+        `first_sent`: when this very request was sent before, if it was.
+        After any exception (RequestTimeout, ConnectionLostError, TooLarge, Unavailable,
+        ProtocolError, KeyboardInterrupt) the channel has to be closed.
         """
         for body in self.encode(call, self._client, request_id, deadline, first_sent=first_sent):
             self.send(body)
@@ -253,9 +278,12 @@ class Channel:
         request_id: int,
         deadline: Deadline,
         *,
-        first_sent: int | None = None,
+        first_sent: FirstSent | None = None,
     ) -> list[bytes]:
-        """The messages of a request, to be sent here. TooLarge if the daemon would not take it."""
+        """The messages of a request, to be sent here.
+
+        TooLarge if the daemon would not take it; Unavailable if it is too late to repeat it.
+        """
         size = len(call.args) + _ENVELOPE
         for part in call.before:
             size += len(part) + _ENVELOPE
@@ -265,16 +293,23 @@ class Channel:
                 "daemon accepts in one request; send less at once, or start it with a larger "
                 "--max-request"
             )
+        sent_at = None
+        if first_sent is not None:
+            sent_at = first_sent.told_to(self)
+            if COMMANDS[call.op].writes and self.at(time.monotonic()) - sent_at > REPEAT_MS:
+                raise Unavailable(
+                    f"a {call.op} that was first sent over nine minutes ago may or may not have "
+                    f"been applied: it is too late to ask the daemon at {self.endpoint} again",
+                    outcome_known=False,
+                )
         left = remaining(deadline)
         budget_ms = 2**31 if left is None else int(left * 1000)
         bodies = [
-            encode_request(
-                call.op, request_id, client, budget_ms, part, sent_at=first_sent, more=True
-            )
+            encode_request(call.op, request_id, client, budget_ms, part, sent_at=sent_at, more=True)
             for part in call.before
         ]
         bodies.append(
-            encode_request(call.op, request_id, client, budget_ms, call.args, sent_at=first_sent)
+            encode_request(call.op, request_id, client, budget_ms, call.args, sent_at=sent_at)
         )
         return bodies
 

@@ -14,7 +14,7 @@ from collections import deque
 from typing import Any
 
 from pickledbd_client.calls import Call, T
-from pickledbd_client.channel import Channel, ConnectionLostError, Deadline, Session
+from pickledbd_client.channel import Channel, ConnectionLostError, Deadline, FirstSent, Session
 from pickledbd_client.route import Route, generation, leave
 from pickledbd_protocol import (
     COMMANDS,
@@ -52,7 +52,7 @@ class Link:
         deadline = self._route.deadline()
         session = self._take()
         request_id = session.next_id()
-        sent: int | None = None
+        sent: FirstSent | None = None
         while True:
             try:
                 channel = self._channel(session, deadline, asked=call if sent else None)
@@ -61,7 +61,7 @@ class Link:
                 self._keep(call, reply, channel, session)
             except ConnectionLostError as lost:
                 session.close()
-                sent = sent or (channel.at(started) if lost.sent else None)
+                sent = sent or (FirstSent(channel, started) if lost.sent else None)
                 if sent and not self._route.repeatable(call):
                     raise self._route.unknown(call, "it went away meanwhile") from None
             except RequestTimeout:

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -125,11 +126,12 @@ class Engine:
             self.turn_over = True
 
     def _admit(self, peer: Peer, request: Request) -> None:
-        if peer in self._held:  # what one connection asks is applied in that order
-            self._held[peer].append(request)
-            return
-        if peer in self._applying or (self._store.folding and request.command.whole):
-            self._held[peer] = [request]
+        if (
+            peer in self._held  # what one connection asks is applied in that order
+            or peer in self._applying
+            or (self._store.folding and request.command.whole)
+        ):
+            self._held.setdefault(peer, []).append(_as_sent_now(request))
             return
         if not request.more:  # what was gathered is not to be gathered once more
             self._turn.append((peer, request))
@@ -182,7 +184,7 @@ class Engine:
         if self._saver.refusing is not None:
             raise self._refusal(self._saver.refusing)
         if batch is not None and batch.is_large:
-            self._large.append((peer, request, batch))
+            self._large.append((peer, _as_sent_now(request), batch))
             self._applying.add(peer)
             return None
         store = self._store
@@ -525,6 +527,11 @@ class Engine:
 def _fault(request: Request) -> bytes:
     error = PickleDBError(f"{request.command.name} failed in the daemon; see its log")
     return encode_error(request.id, error)
+
+
+def _as_sent_now(request: Request) -> Request:
+    """The same, which has to wait: its repeat may be answered, and forgotten, before its turn."""
+    return request if request.sent_at is not None else replace(request, sent_at=now_ms())
 
 
 def _answer_to(request: Request, result: bytes) -> Answer:

@@ -46,7 +46,7 @@ class Answer:
     client: str
     id: int
     at: int
-    """When it was applied, in milliseconds since 1970."""
+    """When it was applied, by the daemon's clock of then, in milliseconds since 1970."""
     budget_ms: int
     """For how long after that its client may ask again."""
     result: bytes

@@ -28,7 +28,7 @@ BYTES_MAX = 4 * 2**20
 applied is remembered."""
 
 KEEP_MS = 10 * 60 * 1000
-"""How long an answer is kept at most, in milliseconds."""
+"""How long an answer is kept at most, in milliseconds. Its client asks for it for a minute less."""
 
 
 _BEGUN_NS = time.time_ns() - time.monotonic_ns()
@@ -50,7 +50,10 @@ class Retries:
         self._large: dict[str, int] = {}  # bytes of those that are
         self._bytes = 0
         self.forgotten = 0
-        """When the newest write was made whose answer was given up, in ms since 1970."""
+        """When the newest write was made whose answer was given up, by the clocks of then."""
+        # Nothing is older than that: what the system's clock did between two daemons, or while
+        # the machine slept, is not known
+        self._since = now_ms()
 
     def answered(self, request: Request) -> bytes | None:
         """The answer that this write was given before, or None if it is to be carried out.
@@ -61,7 +64,7 @@ class Retries:
         known = self._answers.get(request.client)
         first_sent = request.sent_at
         if known is None:
-            unknown = first_sent is not None and first_sent <= self.forgotten
+            unknown = first_sent is not None and not self.forgotten < first_sent <= now_ms()
         elif request.id > known.id:
             unknown = False
         elif first_sent is None:
@@ -116,22 +119,28 @@ class Retries:
         limit = now_ms() - KEEP_MS
         while self._answers:
             oldest = next(iter(self._answers.values()))
-            if oldest.at > limit:
+            if max(oldest.at, self._since) > limit:
                 return
             self._give_up(oldest.client)
 
     def awaited(self) -> list[Answer]:
         """The answers that their clients may still ask for, in the order of the writes."""
         now = now_ms()
-        return [answer for answer in self._answers.values() if now < answer.at + answer.budget_ms]
+        return [
+            answer
+            for answer in self._answers.values()
+            if now < max(answer.at, self._since) + answer.budget_ms
+        ]
 
     @property
     def needed(self) -> bool:
         """Whether what is known here still tells a repeat from a write that is new.
 
-        For how long clients ask for answers that were given up is not known, but KEEP_MS is enough.
+        For how long clients ask for answers that were given up is not known, but nobody does so
+        after KEEP_MS.
         """
-        return now_ms() - self.forgotten < KEEP_MS or bool(self.awaited())
+        forgotten = self.forgotten and max(self.forgotten, self._since)
+        return now_ms() - forgotten < KEEP_MS or bool(self.awaited())
 
     def _give_up(self, client: str) -> None:
         gone = self.forget(client)

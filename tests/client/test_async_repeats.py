@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from looped import Relay, all_sent, async_client, each_gets_its_own, run
-from pickledbd_client import AsyncPickleDB, TooLarge, Unavailable
+from pickledbd_client import AsyncPickleDB, TooLarge, Unavailable, channel
 from support import PATIENCE, Daemon
 
 
@@ -147,6 +147,30 @@ def test_writes_whose_replies_were_lost_are_answered_and_not_done_again(
             assert found[::2] == list(tokens(number).values())
             assert found[1::2] == [True] * number
             assert set((await db.db).values()) == {"another's"}
+
+    run(work())
+
+
+def test_long_after_a_write_was_sent_it_is_not_sent_again(tmp_path, behind, monkeypatch):
+    monkeypatch.setattr(channel, "REPEAT_MS", -1)
+
+    async def work():
+        daemon = await in_thread(behind)
+        async with Relay(tmp_path) as relay:
+            db = AsyncPickleDB(relay.endpoint, timeout=PATIENCE, cache_bytes=0)
+            await db.set_many({"pop": "mine", "read": 1})
+            relay.lose_replies()
+            tasks = [asyncio.create_task(call) for call in (db.pop("pop"), db.get("read"))]
+            await relay.lost.wait()
+            direct = async_client(daemon, cache_bytes=0)
+            await direct.set("pop", "another's")
+            relay.go_on()
+            with pytest.raises(Unavailable, match="too late to ask") as caught:
+                await tasks[0]
+            assert not caught.value.outcome_known
+            assert await tasks[1] == 1
+            assert await direct.get("pop") == "another's"
+            assert await db.set("later", 1)
 
     run(work())
 

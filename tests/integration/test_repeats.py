@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import zmq
 
-from pickledbd_client import PickleDB, PickleDBError, RequestTimeout, TooLarge, Unavailable
+from pickledbd_client import PickleDB, PickleDBError, RequestTimeout, TooLarge, Unavailable, channel
 from support import PATIENCE, Daemon, wait_until
 
 MANY = {f"many:{n}": "x" * 20 for n in range(5000)}  # some 180 KB: sent in parts
@@ -388,6 +388,42 @@ def test_an_answer_that_is_forgotten_while_the_repeat_is_on_its_way_is_unknown_t
         answer.result()
     with served.direct() as db:
         assert db["pop"] == "by another"
+
+
+def test_long_after_a_write_was_sent_it_is_not_sent_again(relay, serve, monkeypatch):
+    monkeypatch.setattr(channel, "REPEAT_MS", -1)
+    served = serve()
+    with served.direct() as db:
+        db.update(BEFORE)
+    calls = [lambda db: db.pop("pop"), lambda db: db.get("many 1")]
+    with lost_reply(relay, calls) as answers, served.direct() as db:
+        wait_until(lambda: "pop" not in db, "it to be applied")
+        db.set("pop", "by another")
+    popped, read = answers
+    with pytest.raises(Unavailable, match="too late to ask") as caught:
+        popped.result()
+    assert not caught.value.outcome_known
+    assert read.result() == 1
+    with served.direct() as db:
+        assert db["pop"] == "by another"
+
+
+class Told:
+    """A connection to a daemon whose clock was `ahead` of time.monotonic(), as far as it knows."""
+
+    def __init__(self, ahead):
+        self.ahead = ahead
+
+    def at(self, moment):
+        return int(moment * 1000) + self.ahead
+
+
+@pytest.mark.parametrize("clocks", [[5000], [5000, 9000], [9000, 5000], [9000, 5000, 7000]])
+def test_a_repeat_was_first_sent_by_the_earliest_of_all_clocks(clocks):
+    first = channel.FirstSent(Told(clocks[0]), 3.0)
+    said = [first.told_to(Told(ahead)) for ahead in clocks]
+    assert said == [3000 + min(clocks[: n + 1]) for n in range(len(clocks))]
+    assert first.told_to(Told(-1_000_000)) == 0
 
 
 def test_what_the_next_daemon_is_not_even_asked_once_more_has_an_unknown_outcome(relay, serve):

@@ -62,9 +62,16 @@ def test_the_error_says_that_nobody_knows_the_outcome():
     assert not caught.value.outcome_known
 
 
+def of_long_ago():
+    """What a daemon knows that has run for a while."""
+    known = Retries()
+    known._since = 0
+    return known
+
+
 def test_of_what_was_given_up_nobody_says_that_it_was_not_applied(monkeypatch):
     monkeypatch.setattr(retries, "ANSWERS_MAX", 3)
-    known = Retries()
+    known = of_long_ago()
     start = now_ms()
     for number in range(5):
         known.remember(
@@ -99,13 +106,30 @@ def test_large_answers_make_room_but_that_their_writes_were_applied_is_known(mon
 
 
 def test_what_is_old_is_given_up():
-    known = Retries()
+    known = of_long_ago()
     known.remember(answer(1, "old", at=now_ms() - retries.KEEP_MS - 1))
     known.remember(answer(1, "young"))
     known.expire()
     assert outcome(known, write(1, "young", age=10)) == b"{}"
     assert outcome(known, write(1, "old", age=retries.KEEP_MS + 500)) is Unavailable
     assert outcome(known, write(1, "old", age=10)) is None
+
+
+def test_what_the_clock_did_before_this_start_makes_nothing_old():
+    """It was set, or the machine slept while the daemon before this one ran."""
+    known = Retries()
+    known.restore([answer(1, "c", at=now_ms() - 2 * retries.KEEP_MS)], now_ms() - 10**9)
+    known.expire()
+    assert [each.client for each in known.awaited()] == ["c"]
+    assert outcome(known, write(1, age=3 * retries.KEEP_MS)) == b"{}"
+    known.forget("c")
+    assert known.needed  # others may still ask for what the one before had forgotten
+    known._since = 0
+    assert not known.needed
+
+
+def test_who_says_that_it_was_first_sent_in_future_is_not_believed():
+    assert outcome(Retries(), write(1, age=-10_000)) is Unavailable
 
 
 def test_a_write_that_is_undone_leaves_the_answer_before():
@@ -201,6 +225,24 @@ def test_a_write_that_was_refused_is_carried_out_when_it_is_repeated(wire, monke
     wired_again = wire()
     (told,) = wired_again.send("pop", {"key": "a"}, id=51, client=wired.client, sent_at=now_ms())
     assert told["result"] == {"value": 1}
+
+
+def test_what_waits_behind_a_batch_is_not_done_after_its_repeat_was_forgotten(wired, monkeypatch):
+    monkeypatch.setattr(retries, "ANSWERS_MAX", 3)
+    wired.ask("set", key="a", value=1)
+    wired.receive("set_many", {"items": {f"{n}": n for n in range(5000)}}, client="c")
+    first = {"client": "c", "id": 50}
+    wired.receive("pop", {"key": "a"}, **first)
+    wired.replies += wired.engine.finish_turn()
+    wired.receive("pop", {"key": "a"}, **first, sent_at=now_ms(), peer=b"by another connection")
+    wired.replies += wired.engine.finish_turn()
+    for number in range(4):
+        wired.receive("set", {"key": "a", "value": 2}, peer=b"o", client=f"{number}")
+        wired.replies += wired.engine.finish_turn()
+    told = {peer: reply for peer, reply in wired.turn() if reply["id"] == 50}
+    assert told[b"by another connection"]["result"] == {"value": 1}
+    assert told[b"p"]["error"]["code"] == "unavailable"
+    assert wired.ask("get", key="a")["value"] == 2
 
 
 def test_what_changed_nothing_is_just_done_again(wired):
