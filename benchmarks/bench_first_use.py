@@ -102,7 +102,7 @@ def run(quick: bool) -> Report:
 
 def _wait_for_the_end(folder: str) -> None:
     """Until the last owner has ended by itself, so that it finds the folder still there."""
-    databases = list(Path(folder).glob("*.db"))
+    databases = [lock.with_suffix("") for lock in Path(folder).glob("*.db.lock")]
     while not all(map(is_free, databases)):
         time.sleep(0.05)
 
