@@ -100,9 +100,8 @@ class Saver:
         self._saved_changes = 0
         self._viewed: int | None = None  # the changes that the snapshot being written holds
         self._saving = False
-        self._waiting: list[Saved] = []  # for the snapshot being written
-        self._joined: list[Saved] = []  # who came while it was, and are content with it
-        self._waiting_next: list[Saved] = []
+        self._joined: list[Saved] = []  # who came while a snapshot is written, and are content
+        self._waiting: list[Saved] = []  # for the next one
         self._file_bytes = 0
         self._retry_at = 0.0
         self._pause = RETRY_SECONDS
@@ -197,16 +196,16 @@ class Saver:
         if self._saving and self._viewed in (None, self._store.changes):
             self._joined.append(saved)
             return
-        self._waiting_next.append(saved)
+        self._waiting.append(saved)
         self._start()
 
     def _start(self) -> None:
         if not self._saving:
             self._saving = True
-            self._waiting, self._waiting_next = self._waiting_next, []
-            self._tasks.add(self._save())
+            asked, self._waiting = self._waiting, []
+            self._tasks.add(self._save(asked))
 
-    def _save(self) -> Task[None]:
+    def _save(self, asked: list[Saved]) -> Task[None]:
         status = self._status
         started = time.monotonic()
         failure: SaveFailed | None = None
@@ -236,21 +235,20 @@ class Saver:
             status.last_save_time = time.time()
             status.last_save_duration_ms = round((time.monotonic() - started) * 1e3, 3)
             self._pause = RETRY_SECONDS
-        self._tell(failure)
+        self._tell(asked, failure)
 
-    def _tell(self, failure: SaveFailed | None) -> None:
+    def _tell(self, asked: list[Saved], failure: SaveFailed | None) -> None:
         """Answer those who waited for the save that has ended, and begin what others wait for."""
         self._saving = False
         self._viewed = None
-        told, self._waiting = self._waiting, []
         joined, self._joined = self._joined, []
         if failure is None:
-            told += joined
+            asked += joined
         else:  # what failed may have been mended before they asked
-            self._waiting_next = joined + self._waiting_next
-        for saved in told:
+            self._waiting = joined + self._waiting
+        for saved in asked:
             saved(failure)
-        if self._waiting_next:
+        if self._waiting:
             self._start()
 
     def _snapshot(self) -> Task[None]:
