@@ -424,9 +424,9 @@ class _Line:
             if deadline is None or (asked.deadline is not None and asked.deadline <= deadline):
                 self._waiting.remove(asked)
                 self._give_back(asked)
-                error = copy(result)
+                error: PickleDBError = copy(result)
                 if asked.sent is not None and isinstance(result, (Unavailable, NotAllowed)):
-                    error = self._route.unknown(asked.call, str(result))
+                    error = self._route.not_repeated(asked.call, result)
                 asked.fail(error)
         self._connect()
 

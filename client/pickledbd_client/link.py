@@ -96,7 +96,7 @@ class Link:
             except (Unavailable, NotAllowed) as error:
                 if asked is None:
                     raise
-                raise self._route.unknown(asked, str(error)) from None
+                raise self._route.not_repeated(asked, error) from None
         return session.channel
 
     def mark(self) -> tuple[int, int]:

@@ -110,11 +110,11 @@ class Route:
                 )
             else:
                 channel = _connect_endpoint(self.target, session, deadline, first=first)
-        except RequestTimeout:
+        except RequestTimeout as timeout:
             raise Unavailable(
                 f"the daemon of {self.target} accepts connections but did not answer within "
                 f"{self._timeout} s; nothing was asked of it"
-            ) from None
+            ) from timeout
         self.daemon = channel.daemon
         return channel
 
@@ -135,6 +135,12 @@ class Route:
             f"been applied: {why}",
             outcome_known=False,
         )
+
+    def not_repeated(self, call: Call[Any], why: PickleDBError) -> PickleDBError:
+        """The error where a request was sent, and `why` there is no connection to repeat it on."""
+        if isinstance(why.__cause__, RequestTimeout):
+            return self.timed_out(call)
+        return self.unknown(call, str(why))
 
     def timed_out(self, call: Call[Any]) -> PickleDBError:
         """The error where the deadline has passed."""

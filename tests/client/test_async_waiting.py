@@ -44,6 +44,27 @@ def test_what_has_no_answer_times_out_and_tells_what_is_known(daemon):
     run(work())
 
 
+def test_what_was_asked_a_little_later_times_out_as_the_first_does(daemon):
+    """When that is late the connection is given up; there is no answer on the next either."""
+
+    async def work():
+        db = async_client(daemon, timeout=1, cache_bytes=0)
+        await db.ping()
+        with stopped(daemon):
+            calls = {"get": db.get("a"), "set": db.set("a", 1), "dump": db.db}
+            tasks = []
+            for call in calls.values():
+                tasks.append(asyncio.ensure_future(call))
+                await asyncio.sleep(0.05)
+            errors = await asyncio.gather(*tasks, return_exceptions=True)
+        for name, error in zip(calls, errors, strict=True):
+            assert isinstance(error, RequestTimeout), name
+            assert f"did not answer a {name} within 1 s" in str(error)
+            assert error.outcome_known is (name != "set")
+
+    run(work())
+
+
 def test_what_waits_behind_others_that_have_no_answer_times_out_too(daemon):
     async def work():
         db = async_client(daemon, timeout=1)
