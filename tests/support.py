@@ -22,7 +22,10 @@ from typing import ClassVar
 import pytest
 import zmq
 
+from pickledbd import clock
 from pickledbd.checking import check
+from pickledbd.expiry import without
+from pickledbd.locks import Locks
 from pickledbd.snapshot import texts
 from pickledbd_client import PickleDB
 
@@ -140,9 +143,9 @@ def save_content(file, content):
     writing = file.write()
     try:
         writing.create()
-        for text in texts(content):
+        for text, _ in texts(without(content)):
             writing.write(text)
-        writing.sync()
+        writing.sync(Locks().told(), clock.told())
         writing.publish()
     except BaseException:
         writing.give_up()

@@ -3,9 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from pickledbd_client.database import PickleDB
+from pickledbd_client.watching import Change, Resync
 from pickledbd_protocol import (
+    Conflict,
     InvalidKey,
     InvalidValue,
+    LockLost,
     NotAllowed,
     PickleDBError,
     ProtocolError,
@@ -22,13 +25,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncPickleDB",
+    "Change",
+    "Conflict",
     "InvalidKey",
     "InvalidValue",
+    "LockLost",
     "NotAllowed",
     "PickleDB",
     "PickleDBError",
     "ProtocolError",
     "RequestTimeout",
+    "Resync",
     "SaveFailed",
     "TooLarge",
     "Unavailable",

@@ -23,7 +23,7 @@ from copy import copy
 from typing import Any
 from weakref import WeakMethod
 
-from pickledbd_client.calls import Call, T
+from pickledbd_client.calls import OWN, Call, T
 from pickledbd_client.channel import Channel, ConnectionLostError, Deadline, FirstSent, Session
 from pickledbd_client.route import Route, generation, leave
 from pickledbd_protocol import (
@@ -106,7 +106,17 @@ class AsyncLink:
 class _Asked:
     """A request on its way."""
 
-    __slots__ = ("answer", "call", "client", "deadline", "first", "id", "parts", "sent")
+    __slots__ = (
+        "answer",
+        "call",
+        "client",
+        "connect_by",
+        "deadline",
+        "first",
+        "id",
+        "parts",
+        "sent",
+    )
 
     def __init__(self, call: Call[Any], number: int, answer: asyncio.Future[Reply]) -> None:
         self.call = call
@@ -114,9 +124,15 @@ class _Asked:
         self.answer = answer
         self.client = ""  # the name under which it was sent
         self.deadline: Deadline = None
+        self.connect_by: Deadline = None  # if it is to wait for what others do
         self.sent: float | None = None  # when it was first sent
         self.first: FirstSent | None = None  # the same for daemons, once it is to be repeated
         self.parts: list[Reply] = []
+
+    @property
+    def parks(self) -> bool:
+        """Whether it may wait for what others do."""
+        return COMMANDS[self.call.op].parks
 
     def fail(self, error: PickleDBError) -> None:
         """Have it end with `error`, if somebody still waits for it."""
@@ -140,6 +156,7 @@ class _Line:
         self._names: list[str] = []  # of clients that have no write in flight
         self._waiting: deque[_Asked] = deque()  # to be sent
         self._sent: dict[int, _Asked] = {}  # and not answered, though nobody may wait any more
+        self._parked = 0  # how many of these wait for what others do
         self._heard = 0.0  # when something last came
         self._flushing = False
         self._timer: asyncio.TimerHandle | None = None
@@ -147,7 +164,8 @@ class _Line:
     def ask(self, call: Call[Any]) -> _Asked:
         """Have `call` sent, soon; its `answer` is to be awaited."""
         asked = _Asked(call, self._session.next_id(), self._loop.create_future())
-        asked.deadline = self._route.deadline()
+        asked.deadline = self._route.deadline(call)
+        asked.connect_by = self._route.deadline()
         if self._timer is None and asked.deadline is not None:
             self._expire_in(asked.deadline - time.monotonic())
         self._waiting.append(asked)
@@ -164,6 +182,7 @@ class _Line:
             closed = self._route.closed()
             asked.fail(self._route.unknown(asked.call, str(closed)) if asked.sent else closed)
         self._sent.clear()
+        self._parked = 0
         self._waiting.clear()
 
     def abandon(self) -> None:
@@ -214,7 +233,7 @@ class _Line:
         together: list[bytes] = []
         size = 0
         now = time.monotonic()
-        while self._waiting and len(self._sent) < IN_FLIGHT:
+        while self._waiting and self._has_room():
             asked = self._waiting.popleft()
             if asked.answer.done():
                 self._give_back(asked)
@@ -234,6 +253,7 @@ class _Line:
                 asked.fail(error)
                 continue
             self._sent[asked.id] = asked
+            self._parked += asked.parks
             asked.sent = asked.sent or now
             alone = len(bodies) > 1  # parts are in messages of their own
             size += len(bodies[0])
@@ -265,7 +285,7 @@ class _Line:
         except ProtocolError as error:
             self._break(error)
         else:
-            if self._waiting and len(self._sent) < IN_FLIGHT:
+            if self._waiting and self._has_room():
                 self._flush_soon()
 
     def _take(self, reply: Reply) -> None:
@@ -301,8 +321,12 @@ class _Line:
 
         self.ask(greeting).answer.add_done_callback(met)
 
+    def _has_room(self) -> bool:
+        return len(self._sent) - self._parked < IN_FLIGHT
+
     def _end(self, asked: _Asked) -> None:
         del self._sent[asked.id]
+        self._parked -= asked.parks
         self._give_back(asked)
 
     def _name_for(self, call: Call[Any]) -> str:
@@ -371,9 +395,10 @@ class _Line:
         """The connection was lost: what was sent is to be sent again, if that may be."""
         channel = self._channel
         self._drop_channel()
-        lost, self._sent = list(self._sent.values()), {}
+        lost, self._sent, self._parked = list(self._sent.values()), {}, 0
         for asked in reversed(lost):
             asked.parts.clear()
+            asked.connect_by = self._route.deadline()
             if asked.first is None and asked.sent is not None and channel is not None:
                 asked.first = FirstSent(channel, asked.sent)
             if asked.answer.done():
@@ -385,12 +410,17 @@ class _Line:
                 asked.fail(self._route.unknown(asked.call, "it went away meanwhile"))
         self._connect()
 
+    @staticmethod
+    def _by(asked: _Asked) -> Deadline:
+        """Until when it waits for a connection."""
+        return asked.deadline if asked.call.patience == OWN else asked.connect_by
+
     def _connect(self) -> None:
         if self._connecting or self._closed or not self._waiting:
             return
         self._connecting = True
         session = self._session
-        deadline = self._waiting[-1].deadline
+        deadline = self._by(self._waiting[-1])
 
         def connect() -> None:
             """In a thread of its own, which no end of a program has to wait for."""
@@ -421,7 +451,8 @@ class _Line:
             return
         # Who began to wait later has time left, for another attempt
         for asked in list(self._waiting):
-            if deadline is None or (asked.deadline is not None and asked.deadline <= deadline):
+            by = self._by(asked)
+            if deadline is None or (by is not None and by <= deadline):
                 self._waiting.remove(asked)
                 self._give_back(asked)
                 error: PickleDBError = copy(result)

@@ -11,13 +11,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from pickledbd_client import calls
-from pickledbd_client.calls import Call
+from pickledbd_client.calls import Call, Version
 
 
 class Steps:
     """The calls collected so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: int | None = None) -> None:
+        self._token = token
         self.results: list[Any] = []
         """What the calls returned, in their order; empty until they have happened."""
         self._calls: list[Call[Any]] = []
@@ -28,20 +29,46 @@ class Steps:
         self._settings = 0
         self._ended = False
 
-    def set(self, key: Any, value: Any) -> None:
+    def set(self, key: Any, value: Any, *, ttl: float | None = None) -> None:
         """As PickleDB.set."""
         self._refuse_if_ended()
         key = str(key)
-        self._put(frozenset((key,)), [calls.piece_of(key, value)])
+        if ttl is not None:
+            self._add(calls.set_(key, value, ttl=ttl))
+        else:
+            self._put(frozenset((key,)), [calls.piece_of(key, value)])
 
     def remove(self, key: Any) -> None:
         """As PickleDB.remove."""
         self._add(calls.remove(str(key)))
 
-    def set_many(self, items: Mapping[Any, Any]) -> None:
+    def set_many(self, items: Mapping[Any, Any], *, ttl: float | None = None) -> None:
         """As PickleDB.set_many."""
         pieces = calls.pieces_of(items)
-        self._put(frozenset(map(str, items)), pieces)
+        if ttl is not None:
+            self._add(calls.set_pieces(pieces, ttl=ttl, whole=True))
+        else:
+            self._put(frozenset(map(str, items)), pieces)
+
+    def incr(self, key: Any, by: float = 1, default: float = 0) -> None:
+        """As PickleDB.incr."""
+        self._add(calls.incr(str(key), by, default))
+
+    def expire(self, key: Any, seconds: float) -> None:
+        """As PickleDB.expire."""
+        self._add(calls.expire(str(key), seconds))
+
+    def persist(self, key: Any) -> None:
+        """As PickleDB.persist."""
+        self._add(calls.persist(str(key)))
+
+    def if_version(self, key: Any, version: Version) -> None:
+        """Have all of the batch happen only if this is still the key's version; else Conflict.
+
+        As `get_versioned` told it; 0: there is no such key. To be said before the batch changes
+        that key. Conflict is raised at the end; in `results` it stands for True.
+        """
+        self._add(calls.if_version(str(key), version))
 
     def remove_many(self, keys: Iterable[Any]) -> None:
         """As PickleDB.remove_many."""
@@ -89,9 +116,11 @@ class Steps:
 
     def _end(self, exc_type: type[BaseException] | None) -> Call[list[Any]] | None:
         """What is to be asked, if anything is."""
-        self._close_pieces(whole=bool(self._calls))
+        self._close_pieces(whole=bool(self._calls) or self._token is not None)
         self._ended = True
-        return calls.batch(self._calls) if self._calls and exc_type is None else None
+        if not self._calls or exc_type is not None:
+            return None
+        return calls.batch(self._calls, token=self._token)
 
     def _happened(self, results: list[Any]) -> None:
         for result, covers in zip(results, self._covers, strict=True):
@@ -101,8 +130,10 @@ class Steps:
 class Batch(Steps):
     """`with db.batch() as batch:` see PickleDB.batch."""
 
-    def __init__(self, request: Callable[[Call[list[Any]]], list[Any]]) -> None:
-        super().__init__()
+    def __init__(
+        self, request: Callable[[Call[list[Any]]], list[Any]], token: int | None = None
+    ) -> None:
+        super().__init__(token)
         self._request = request
 
     def __enter__(self) -> Self:
@@ -123,8 +154,10 @@ class Batch(Steps):
 class AsyncBatch(Steps):
     """`async with db.batch() as batch:` see AsyncPickleDB.batch. Its calls are not awaited."""
 
-    def __init__(self, request: Callable[[Call[list[Any]]], Awaitable[list[Any]]]) -> None:
-        super().__init__()
+    def __init__(
+        self, request: Callable[[Call[list[Any]]], Awaitable[list[Any]]], token: int | None = None
+    ) -> None:
+        super().__init__(token)
         self._request = request
 
     async def __aenter__(self) -> Self:

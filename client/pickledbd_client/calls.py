@@ -6,21 +6,36 @@ method's value. Whoever has a socket, blocking or not, carries it there and back
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import orjson
 
-from pickledbd_protocol import InvalidValue, Reply, encode_items, encode_key, encode_value
+from pickledbd_protocol import (
+    TTL_MS_MAX,
+    InvalidValue,
+    Reply,
+    encode_items,
+    encode_key,
+    encode_value,
+    shown,
+)
 
 T = TypeVar("T")
 
 MISSING: Any = object()
 """A default that raises KeyError instead."""
 
+
+Version = str | int
+"""Of a value, to compare: a digest of its text; 0 where there is none."""
+
+OWN = -1.0
+"""The patience of a call that is the user's `timeout`."""
 
 WHOLE_BYTES = 2**17
 """A batch over this size is sent in parts, so that the daemon never has to halt for long."""
@@ -44,6 +59,9 @@ class Call(Generic[T]):
     """The key whose value is known when the reply is there, so that it may be kept."""
     text: bytes | None = None
     """That value, as JSON text, if it is not the reply that tells it."""
+    patience: float | None = OWN
+    """Seconds for which the reply may be waited for, where others have to do something first; None
+    for ever."""
 
 
 def _true(_reply: Reply) -> bool:
@@ -74,20 +92,42 @@ def _value_or(key: str, default: Any) -> Callable[[Reply], Any]:
     return read
 
 
-def _key_args(key: str) -> bytes:
-    return b'{"key":%s}' % encode_key(key)
+def _key_args(key: str, more: bytes = b"") -> bytes:
+    return b'{"key":%b%b}' % (encode_key(key), more)
 
 
-def _keys_call(op: str, keys: list[str], read: Callable[[Reply], T]) -> Call[T]:
+def _keys_call(op: str, keys: list[str], read: Callable[[Reply], T], more: bytes = b"") -> Call[T]:
     try:
         text = orjson.dumps(keys)
     except TypeError:  # one by one, to name the key
         text = b"[%b]" % b",".join(map(encode_key, keys))
-    return Call(op, b'{"keys":%b}' % text, read)
+    return Call(op, b'{"keys":%b%b}' % (text, more), read)
 
 
-def _pair_args(key: str, text: bytes) -> bytes:
-    return b'{"key":%b,"value":%b}' % (encode_key(key), text)
+def _pair_args(key: str, text: bytes, more: bytes = b"") -> bytes:
+    return b'{"key":%b,"value":%b%b}' % (encode_key(key), text, more)
+
+
+def _more(ttl: float | None = None, token: int | None = None, about: str = "") -> bytes:
+    """Members of arguments that are seldom there."""
+    text = b"" if ttl is None else b',"ttl_ms":%d' % ttl_ms(ttl, about)
+    return text if token is None else b'%b,"token":%d' % (text, _token(token))
+
+
+def ttl_ms(seconds: float, about: str) -> int:
+    """A time to live on the wire. InvalidValue if it is none; `about` says of what."""
+    if type(seconds) in (int, float) and 0 < seconds <= TTL_MS_MAX / 1000:
+        return math.ceil(seconds * 1000)
+    raise InvalidValue(
+        f"{about}: the time to live is a number of seconds, over 0 and at most 100 years, "
+        f"not {seconds!r}"
+    )
+
+
+def _token(token: Any) -> int:
+    if type(token) is not int or not 0 <= token < 2**53:
+        raise InvalidValue(f"a token is the .token of a lock that is held, not {token!r}")
+    return token
 
 
 def pieces_of(items: Mapping[Any, Any]) -> list[bytes]:
@@ -109,8 +149,8 @@ def piece_of(key: str, value: Any) -> bytes:
     return b"%b:%b" % (encode_key(key), encode_value(key, value))
 
 
-def _items_call(op: str, parts: Iterable[bytes]) -> Call[bool]:
-    *before, last = (b'{"items":{%b}}' % part for part in parts)
+def _items_call(op: str, parts: Iterable[bytes], more: bytes = b"") -> Call[bool]:
+    *before, last = (b'{"items":{%b}%b}' % (part, more) for part in parts)
     return Call(op, last, _true, before)
 
 
@@ -136,21 +176,94 @@ def exists(key: str) -> Call[bool]:
     return Call("exists", _key_args(key), lambda reply: reply.result["exists"])
 
 
-def set_(key: str, value: Any) -> Call[bool]:
+def set_(key: str, value: Any, *, ttl: float | None = None, token: int | None = None) -> Call[bool]:
     text = encode_value(key, value)
-    return Call("set", _pair_args(key, text), _true, key=key, text=text)
+    if ttl is None and token is None:
+        return Call("set", _pair_args(key, text), _true, key=key, text=text)
+    more = _more(ttl, token, f"cannot store key {shown(key)}")
+    return Call("set", _pair_args(key, text, more), _true)
 
 
-def setdefault(key: str, value: Any) -> Call[Any]:
-    return Call("setdefault", _pair_args(key, encode_value(key, value)), _value)
+def setdefault(key: str, value: Any, *, token: int | None = None) -> Call[Any]:
+    text = encode_value(key, value)
+    return Call("setdefault", _pair_args(key, text, _more(token=token)), _value)
 
 
-def remove(key: str) -> Call[bool]:
-    return Call("remove", _key_args(key), lambda reply: reply.result["removed"])
+def remove(key: str, *, token: int | None = None) -> Call[bool]:
+    more = _more(token=token)
+    return Call("remove", _key_args(key, more), lambda reply: reply.result["removed"])
 
 
-def pop(key: str, default: Any) -> Call[Any]:
-    return Call("pop", _key_args(key), _value_or(key, default))
+def pop(key: str, default: Any, *, token: int | None = None) -> Call[Any]:
+    return Call("pop", _key_args(key, _more(token=token)), _value_or(key, default))
+
+
+def incr(key: str, by: float, default: float, *, token: int | None = None) -> Call[Any]:
+    by_text, default_text = (_number(key, number) for number in (by, default))
+    more = b',"by":%b,"default":%b%b' % (by_text, default_text, _more(token=token))
+    return Call("incr", _key_args(key, more), lambda reply: reply.result["value"])
+
+
+def _number(key: str, number: Any) -> bytes:
+    if type(number) not in (int, float):
+        raise InvalidValue(
+            f"cannot increment key {shown(key)} by a {type(number).__name__}: it takes int or float"
+        )
+    return encode_value(key, number)
+
+
+def get_versioned(key: str) -> Call[tuple[Any, Version]]:
+    def read(reply: Reply) -> tuple[Any, Version]:
+        version: Version = reply.result["version"]
+        return (_value(reply), version) if version else (None, version)
+
+    return Call("get_versioned", _key_args(key), read)
+
+
+def cas(
+    key: str,
+    version: Version,
+    value: Any,
+    *,
+    ttl: float | None = None,
+    keep_ttl: bool = False,
+    token: int | None = None,
+) -> Call[bool]:
+    more = b',"version":%b%b%b' % (
+        _version(version),
+        b',"keep_ttl":true' if keep_ttl else b"",
+        _more(ttl, token, f"cannot store key {shown(key)}"),
+    )
+    args = _pair_args(key, encode_value(key, value), more)
+    return Call("cas", args, lambda reply: reply.result["swapped"])
+
+
+def if_version(key: str, version: Version) -> Call[bool]:
+    return Call("if_version", _key_args(key, b',"version":%b' % _version(version)), _true)
+
+
+def _version(version: Any) -> bytes:
+    if type(version) is not str and (type(version) is not int or version):
+        raise InvalidValue(f"a version is what get_versioned told, not {version!r}")
+    return orjson.dumps(version)
+
+
+def ttl(key: str) -> Call[float | None]:
+    def read(reply: Reply) -> float | None:
+        left = reply.result.get("ttl_ms")
+        return None if left is None else left / 1000
+
+    return Call("ttl", _key_args(key), read)
+
+
+def expire(key: str, seconds: float, *, token: int | None = None) -> Call[bool]:
+    more = _more(seconds, token, f"key {shown(key)} cannot expire")
+    return Call("expire", _key_args(key, more), lambda reply: reply.result["expires"])
+
+
+def persist(key: str, *, token: int | None = None) -> Call[bool]:
+    more = _more(token=token)
+    return Call("persist", _key_args(key, more), lambda reply: reply.result["persisted"])
 
 
 def popitem() -> Call[tuple[str, Any]]:
@@ -177,22 +290,34 @@ def get_many(keys: Iterable[Any]) -> Call[dict[str, Any]]:
     return _keys_call("get_many", asked, read)
 
 
-def set_many(items: Mapping[Any, Any]) -> Call[bool]:
-    return set_pieces(pieces_of(items))
+def set_many(
+    items: Mapping[Any, Any], *, ttl: float | None = None, token: int | None = None
+) -> Call[bool]:
+    return set_pieces(pieces_of(items), ttl=ttl, token=token)
 
 
-def remove_many(keys: Iterable[Any]) -> Call[int]:
-    return _keys_call("remove_many", list(map(str, keys)), lambda reply: reply.result["removed"])
+def remove_many(keys: Iterable[Any], *, token: int | None = None) -> Call[int]:
+    names = list(map(str, keys))
+    return _keys_call(
+        "remove_many", names, lambda reply: reply.result["removed"], _more(token=token)
+    )
 
 
-def set_pieces(pieces: list[bytes], *, whole: bool = False) -> Call[bool]:
+def set_pieces(
+    pieces: list[bytes],
+    *,
+    ttl: float | None = None,
+    token: int | None = None,
+    whole: bool = False,
+) -> Call[bool]:
     """`whole`: not in parts, as it is to be a step of a batch."""
-    return _items_call("set_many", [b",".join(pieces)] if whole else _parts(pieces))
+    more = _more(ttl, token, "cannot store these keys")
+    return _items_call("set_many", [b",".join(pieces)] if whole else _parts(pieces), more)
 
 
-def batch(steps: list[Call[Any]]) -> Call[list[Any]]:
+def batch(steps: list[Call[Any]], *, token: int | None = None) -> Call[list[Any]]:
     """Several writes as one, which returns what each of them would."""
-    if len(steps) == 1:
+    if len(steps) == 1 and token is None:
         (only,) = steps
         return Call(only.op, only.args, lambda reply: [only.read(reply)], only.before)
 
@@ -204,19 +329,50 @@ def batch(steps: list[Call[Any]]) -> Call[list[Any]]:
         ]
 
     texts = (b'{"op":"%b","args":%b}' % (step.op.encode(), step.args) for step in steps)
-    return Call("batch", b'{"steps":[%b]}' % b",".join(texts), read)
+    return Call("batch", b'{"steps":[%b]%b}' % (b",".join(texts), _more(token=token)), read)
 
 
 def len_() -> Call[int]:
     return Call("len", b"{}", lambda reply: reply.result["len"])
 
 
-def all_() -> Call[list[str]]:
-    return Call("all", b"{}", lambda reply: reply.result["keys"])
+class Some(NamedTuple):
+    """Which keys: those that begin with `prefix` and match `glob`, as far as these are given."""
+
+    prefix: str = ""
+    glob: str | None = None
+
+    def args(self, **more: Any) -> bytes:
+        """As arguments of a command."""
+        told: dict[str, Any] = {"prefix": str(self.prefix)} if self.prefix else {}
+        if self.glob is not None:
+            told["glob"] = str(self.glob)
+        try:
+            return orjson.dumps(told | more)
+        except TypeError:
+            for text in told.values():
+                encode_key(text)
+            raise
 
 
-def dump() -> Call[dict[str, Any]]:
-    return Call("dump", b"{}", _items)
+ALL = Some()
+
+
+def all_(some: Some = ALL) -> Call[list[str]]:
+    return Call("all", some.args(), lambda reply: reply.result["keys"])
+
+
+def dump(some: Some = ALL) -> Call[dict[str, Any]]:
+    return Call("dump", some.args(), _items)
+
+
+def snapshot(some: Some) -> Call[tuple[dict[str, Any], int]]:
+    """A dump, and the sequence of the newest change in it."""
+
+    def read(reply: Reply) -> tuple[dict[str, Any], int]:
+        return _items(reply), reply.result["seq"]
+
+    return Call("dump", some.args(seq=True), read)
 
 
 def replace(items: Mapping[Any, Any]) -> Call[bool]:
@@ -225,6 +381,50 @@ def replace(items: Mapping[Any, Any]) -> Call[bool]:
 
 def purge() -> Call[bool]:
     return Call("purge", b"{}", _true)
+
+
+def lock(
+    name: str, holder: str, ask: int, *, ttl: float, wait: float | None, patience: float | None
+) -> Call[int | None]:
+    """The token, or None if the lock was not free in time."""
+    args = b'{"name":%b,"holder":"%b","ask":%d%b%b}' % (
+        encode_key(name),
+        holder.encode(),
+        ask,
+        _more(ttl, about=f"lock {shown(name)}"),
+        b"" if wait is None else b',"wait_ms":%d' % math.ceil(wait * 1000),
+    )
+    return Call("lock", args, lambda reply: reply.result.get("token"), patience=patience)
+
+
+def unlock(name: str, holder: str, ask: int) -> Call[bool]:
+    """Whether it was held."""
+    args = b'{"name":%b,"holder":"%b","ask":%d}' % (encode_key(name), holder.encode(), ask)
+    return Call("unlock", args, lambda reply: reply.result["released"])
+
+
+def keep(holder: str, asks: Iterable[int]) -> Call[list[int]]:
+    """Those asks that hold nothing any more."""
+    args = orjson.dumps({"holder": holder, "asks": list(asks)})
+    return Call("keep", args, lambda reply: reply.result["lost"])
+
+
+def watch(prefix: str, since: int | None, watcher: str) -> Call[dict[str, Any]]:
+    told: dict[str, Any] = {"prefix": prefix, "watcher": watcher}
+    if since is not None:
+        told["since"] = since
+
+    def read(reply: Reply) -> dict[str, Any]:
+        for change in reply.result.get("changes", ()) if reply.binary else ():
+            change[2:] = map(reply.value, change[2:])
+        return reply.result
+
+    # Without `since` the answer comes at once
+    return Call("watch", orjson.dumps(told), read, patience=OWN if since is None else None)
+
+
+def unwatch(watcher: str) -> Call[bool]:
+    return Call("unwatch", b'{"watcher":"%b"}' % watcher.encode(), _true)
 
 
 def save() -> Call[bool]:

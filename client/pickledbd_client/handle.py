@@ -6,6 +6,7 @@ import os
 from functools import partial
 from typing import Any
 
+from pickledbd_client.locks import Locks
 from pickledbd_client.route import Location, Route
 
 TIMEOUT = 5.0
@@ -28,6 +29,7 @@ class Handle:
             location, timeout=timeout, cache_bytes=cache_bytes, autostart=autostart, curve=curve
         )
         self._cache = self._route.cache
+        self._locks = Locks(self._route)
         self._open()
 
     def _open(self) -> None:

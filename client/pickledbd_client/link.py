@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import Any
 
-from pickledbd_client.calls import Call, T
+from pickledbd_client.calls import OWN, Call, T
 from pickledbd_client.channel import Channel, ConnectionLostError, Deadline, FirstSent, Session
 from pickledbd_client.route import Route, generation, leave
 from pickledbd_protocol import (
@@ -49,13 +49,14 @@ class Link:
         If the daemon goes away it is asked again when it, or another in its place, is there.
         """
         self._of_thread.requests = getattr(self._of_thread, "requests", 0) + 1
-        deadline = self._route.deadline()
+        deadline = self._route.deadline(call)
         session = self._take()
         request_id = session.next_id()
         sent: FirstSent | None = None
         while True:
             try:
-                channel = self._channel(session, deadline, asked=call if sent else None)
+                connect_by = deadline if call.patience == OWN else self._route.deadline()
+                channel = self._channel(session, connect_by, asked=call if sent else None)
                 started = time.monotonic()
                 reply = channel.exchange(call, request_id, deadline, first_sent=sent)
                 self._keep(call, reply, channel, session)

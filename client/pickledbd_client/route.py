@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pickledbd_client.cache import Cache
-from pickledbd_client.calls import Call
+from pickledbd_client.calls import OWN, Call
 from pickledbd_client.channel import Channel, Deadline, NobodyThereError, Session
 from pickledbd_client.owner import reach_owner
 from pickledbd_protocol import COMMANDS, NotAllowed, PickleDBError, RequestTimeout, Unavailable
@@ -87,11 +87,16 @@ class Route:
             return os.path.expanduser(self._named)  # noqa: PTH111 - as pickleDB: not normalised
         return str(self.daemon.get("location", self.target))
 
-    def deadline(self) -> Deadline:
+    def deadline(self, call: Call[Any] | None = None) -> Deadline:
         """When a request that begins now has to be answered."""
-        if self._timeout is None or self._timeout > _LONGEST:
+        timeout = self._timeout if call is None or call.patience == OWN else call.patience
+        if timeout is None or timeout > _LONGEST:
             return None
-        return time.monotonic() + self._timeout
+        return time.monotonic() + timeout
+
+    def patience(self, seconds: float | None) -> float | None:
+        """How long to wait for the answer to what others may hold up for `seconds`."""
+        return None if seconds is None or self._timeout is None else seconds + self._timeout
 
     def connect(self, session: Session, deadline: Deadline) -> Channel:
         """A new channel to where the target is now.

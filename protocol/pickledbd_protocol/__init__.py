@@ -13,10 +13,12 @@ from pickledbd_protocol.codec import (
     gather,
     join_parts,
 )
-from pickledbd_protocol.commands import COMMANDS, Command
+from pickledbd_protocol.commands import COMMANDS, TTL_MS_MAX, Command
 from pickledbd_protocol.errors import (
+    Conflict,
     InvalidKey,
     InvalidValue,
+    LockLost,
     NotAllowed,
     PickleDBError,
     ProtocolError,
@@ -33,6 +35,8 @@ from pickledbd_protocol.lock_file import (
     owner_told,
 )
 from pickledbd_protocol.values import (
+    INT_MAX,
+    INT_MIN,
     canonical,
     canonical_items,
     check_integers,
@@ -49,11 +53,16 @@ __all__ = [
     "BEING_STARTED",
     "COMMANDS",
     "GATHERED_MAX",
+    "INT_MAX",
+    "INT_MIN",
     "LOCK_SUFFIX",
     "PROTOCOL_VERSION",
+    "TTL_MS_MAX",
     "Command",
+    "Conflict",
     "InvalidKey",
     "InvalidValue",
+    "LockLost",
     "NotAllowed",
     "PickleDBError",
     "ProtocolError",

@@ -13,6 +13,18 @@ from typing import Any
 
 from pickledbd_protocol.errors import ProtocolError
 
+COUNT_MAX = 2**53 - 1
+"""The largest integer that every language's JSON reads exactly."""
+
+TTL_MS_MAX = 100 * 366 * 86_400_000
+"""The longest time to live, in milliseconds: a hundred years."""
+
+NAME_MAX = 64
+"""The longest name of a holder of locks, or of a watcher, in characters."""
+
+GLOB_MAX = 1000
+"""The longest glob, in characters."""
+
 
 def _any(_value: Any) -> bool:
     return True
@@ -52,6 +64,34 @@ def _is_versions(value: Any) -> bool:
     return type(value) is list and all(type(v) is int for v in value)
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_version(value: Any) -> bool:
+    return type(value) is str or (type(value) is int and value == 0)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= COUNT_MAX
+
+
+def _is_counts(value: Any) -> bool:
+    return type(value) is list and all(map(_is_count, value))
+
+
+def _is_ttl(value: Any) -> bool:
+    return type(value) is int and 0 < value <= TTL_MS_MAX
+
+
+def _is_glob(value: Any) -> bool:
+    return type(value) is str and len(value) <= GLOB_MAX
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is str and 0 < len(value) <= NAME_MAX
+
+
 @dataclass(frozen=True)
 class Kind:
     """The shape of an argument: its test, and how an error message describes it."""
@@ -67,6 +107,17 @@ ITEMS = Kind(_is_items, "an object")
 FLAG = Kind(_is_flag, "true or false")
 STEPS = Kind(_is_steps, "an array of objects with the op and args of writes")
 VERSIONS = Kind(_is_versions, "an array of integers")
+NUMBER = Kind(_is_number, "a number")
+VERSION = Kind(_is_version, "a version, a string, or 0")
+COUNT = Kind(_is_count, "an integer from 0 to 2**53 - 1")
+COUNTS = Kind(_is_counts, "an array of integers from 0 to 2**53 - 1")
+TTL = Kind(_is_ttl, "an integer of milliseconds, over 0 and at most 100 years")
+NAME = Kind(_is_name, f"a string of 1 to {NAME_MAX} characters")
+GLOB = Kind(_is_glob, f"a string of at most {GLOB_MAX} characters")
+
+_TOKEN: dict[str, Kind] = {"token": COUNT}
+_TTL: dict[str, Kind] = {"ttl_ms": TTL}
+_SOME: dict[str, Kind] = {"prefix": KEY, "glob": GLOB}
 
 
 @dataclass(frozen=True)
@@ -74,7 +125,7 @@ class Command:
     """One command.
 
     `writes`: it may change the data, so it must not be repeated blindly after a lost reply.
-    `waits`: its reply may come much later than those of commands sent after it.
+    `parks`: it may wait for something that may never happen, and is answered then.
     `whole`: it concerns the whole content, not some keys of it.
     `parts`: a large one may be sent in several messages.
     `steps`: it may be a step of a batch.
@@ -84,7 +135,7 @@ class Command:
     args: Mapping[str, Kind] = field(default_factory=dict)
     optional: Mapping[str, Kind] = field(default_factory=dict)
     writes: bool = False
-    waits: bool = False
+    parks: bool = False
     whole: bool = False
     parts: bool = False
     steps: bool = False
@@ -97,26 +148,56 @@ COMMANDS: dict[str, Command] = {
         Command("hello", {"versions": VERSIONS}),
         Command("ping"),
         Command("info", optional={"reset": FLAG}),
-        Command("save", waits=True),
+        Command("save"),
         # one key
         Command("get", {"key": KEY}),
         Command("exists", {"key": KEY}),
-        Command("set", {"key": KEY, "value": VALUE}, writes=True, steps=True),
-        Command("setdefault", {"key": KEY, "value": VALUE}, writes=True),
-        Command("remove", {"key": KEY}, writes=True, steps=True),
-        Command("pop", {"key": KEY}, writes=True),
-        Command("popitem", writes=True, whole=True),
+        Command("set", {"key": KEY, "value": VALUE}, _TTL | _TOKEN, writes=True, steps=True),
+        Command("setdefault", {"key": KEY, "value": VALUE}, _TOKEN, writes=True),
+        Command("remove", {"key": KEY}, _TOKEN, writes=True, steps=True),
+        Command("pop", {"key": KEY}, _TOKEN, writes=True),
+        Command("popitem", {}, _TOKEN, writes=True, whole=True),
+        Command(
+            "incr",
+            {"key": KEY},
+            {"by": NUMBER, "default": NUMBER} | _TOKEN,
+            writes=True,
+            steps=True,
+        ),
+        Command("get_versioned", {"key": KEY}),
+        Command(
+            "cas",
+            {"key": KEY, "version": VERSION, "value": VALUE},
+            {"keep_ttl": FLAG} | _TTL | _TOKEN,
+            writes=True,
+        ),
+        Command("if_version", {"key": KEY, "version": VERSION}, steps=True),
+        # how long a key lives
+        Command("ttl", {"key": KEY}),
+        Command("expire", {"key": KEY, "ttl_ms": TTL}, _TOKEN, writes=True, steps=True),
+        Command("persist", {"key": KEY}, _TOKEN, writes=True, steps=True),
         # many keys, each command all-or-nothing
         Command("get_many", {"keys": KEYS}),
-        Command("set_many", {"items": ITEMS}, writes=True, parts=True, steps=True),
-        Command("remove_many", {"keys": KEYS}, writes=True, steps=True),
+        Command("set_many", {"items": ITEMS}, _TTL | _TOKEN, writes=True, parts=True, steps=True),
+        Command("remove_many", {"keys": KEYS}, _TOKEN, writes=True, steps=True),
         # the whole database
         Command("len", whole=True),
-        Command("all", whole=True, waits=True),
-        Command("dump", whole=True, waits=True),
-        Command("replace", {"items": ITEMS}, writes=True, whole=True, parts=True),
-        Command("purge", writes=True, whole=True, steps=True),
-        Command("batch", {"steps": STEPS}, writes=True, whole=True),
+        Command("all", {}, _SOME, whole=True),
+        Command("dump", {}, _SOME | {"seq": FLAG}, whole=True),
+        Command("replace", {"items": ITEMS}, _TOKEN, writes=True, whole=True, parts=True),
+        Command("purge", {}, _TOKEN, writes=True, whole=True, steps=True),
+        Command("batch", {"steps": STEPS}, _TOKEN, writes=True, whole=True),
+        # together: who waits for others, and for what they do
+        Command(
+            "lock",
+            {"name": KEY, "holder": NAME, "ask": COUNT, "ttl_ms": TTL},
+            {"wait_ms": COUNT},
+            parks=True,
+        ),
+        Command("unlock", {"name": KEY, "holder": NAME, "ask": COUNT}, writes=True),
+        Command("keep", {"holder": NAME, "asks": COUNTS}),
+        Command("watch", {}, {"prefix": KEY, "since": COUNT, "watcher": NAME}, parks=True),
+        Command("unwatch", {"watcher": NAME}),
     )
 }
 

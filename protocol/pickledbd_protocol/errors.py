@@ -2,7 +2,7 @@
 
 May live here: exception classes and the table that names them on the wire. They import nothing,
 so everything may import them. Each is also the built-in that Python programs already catch.
-Grouped by whose business it is: the caller's, the daemon's, the connection's.
+Grouped by whose business it is: the caller's, others', the daemon's, the connection's.
 """
 
 from __future__ import annotations
@@ -48,6 +48,21 @@ class ProtocolError(PickleDBError):
     """One side sent what the protocol does not know, or speaks another version of it."""
 
     code = "protocol"
+
+
+# Others': the request was right, but somebody else was quicker; nothing was changed.
+
+
+class Conflict(PickleDBError, RuntimeError):
+    """A value is not of the version that was demanded, or one retry after the other failed so."""
+
+    code = "conflict"
+
+
+class LockLost(PickleDBError, RuntimeError):
+    """The lock is not held any more: its time was over before it was renewed."""
+
+    code = "lock_lost"
 
 
 # The daemon's: the request was right, the disk or its owner was not.
@@ -97,6 +112,8 @@ BY_CODE: dict[str, type[PickleDBError]] = {
         TooLarge,
         NotAllowed,
         ProtocolError,
+        Conflict,
+        LockLost,
         SaveFailed,
         WritesRefused,
         Unavailable,

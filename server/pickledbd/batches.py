@@ -7,11 +7,12 @@ all are proved, does the engine carry them out.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from pickledbd.expiry import deadline_in, living, stamped
 from pickledbd.table import CHUNK, Table
 from pickledbd_protocol import PickleDBError, Request, RequestTimeout, TooLarge, canonical_items
 
@@ -38,6 +39,7 @@ class Batch:
         self.expires = 0.0
         self.bytes = 0
         self._single: dict[str, Any] = {}
+        self._deadline: int | None = None
         self._error: PickleDBError | None = None
 
     @cached_property
@@ -49,6 +51,8 @@ class Batch:
         """Have the items of a further message."""
         items = request.args["items"]
         self.bytes += request.size
+        if self._deadline is None:
+            self._deadline = deadline_in(request.args)
         if request.more or self.is_large:
             self.is_large = True
             if self._error is None:
@@ -75,15 +79,18 @@ class Batch:
         pairs = iter(items.items())
         try:
             while part := dict(islice(pairs, CHUNK)):
-                self.table.extend(list(part), list(canonical_items(part).values()))
+                texts = list(canonical_items(part).values())
+                if self._deadline is not None:
+                    texts = [stamped(text, self._deadline) for text in texts]
+                self.table.extend(list(part), texts)
                 yield
         except PickleDBError as error:
             self._error = error
 
-    def parts(self) -> Iterator[dict[str, bytes]]:
-        """Its items, some at a time."""
-        for keys, values in self.table.view():
-            yield dict(zip(keys, values, strict=True))
+    def parts(self) -> Iterator[tuple[dict[str, bytes], Mapping[str, int]]]:
+        """Its items and their deadlines, some at a time."""
+        for keys, texts, deadlines in living(self.table.view(), 0):
+            yield dict(zip(keys, texts, strict=True)), deadlines
 
 
 class Batches:

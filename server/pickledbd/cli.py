@@ -270,7 +270,7 @@ def _recover(
         longest,
         found.steps[longest],
     )
-    store = Store(found.table, counters)
+    store = Store(found.table, counters, found.locks, expiring=found.expiring)
     journal = Journal(
         file.path, durable=options.durability, known=found.known, highest=found.highest
     )
@@ -288,10 +288,11 @@ def _recover(
     )
     stack.callback(journal.close)
     stack.callback(saver.close)
-    saver.loaded(file.size)
+    saver.loaded(file.size, found.saved_locks)
     store.changes += found.replayed
     engine = Engine(store, journal, found.retries, saver, status=status, tasks=tasks, gate=gate)
     saver.begin(found.superfluous, choice=options.choice)
+    store.locks.begin()
     return engine, tasks
 
 

@@ -19,14 +19,17 @@ import orjson
 
 from pickledbd import records
 from pickledbd.batches import Batch, Batches
+from pickledbd.clock import now_ms
 from pickledbd.disk import DiskError
-from pickledbd.handlers import HANDLERS, READERS
+from pickledbd.expiry import living, without
+from pickledbd.handlers import HANDLERS, READERS, carry_out
 from pickledbd.journal import Journal
+from pickledbd.parking import Parking
 from pickledbd.records import Answer
-from pickledbd.retries import Retries, now_ms
+from pickledbd.retries import Retries
 from pickledbd.saver import Gate, Saver
 from pickledbd.status import Status
-from pickledbd.store import Store
+from pickledbd.store import Effect, Store
 from pickledbd.table import View
 from pickledbd.tasks import Task, Tasks
 from pickledbd_protocol import (
@@ -58,7 +61,16 @@ TICK_SECONDS = 0.05
 HELD_AT_ONCE = 64
 """Requests of a connection, held until its batch counts, that are taken up between two turns."""
 
-FEATURES = ["repeats", "parts", "gather"]
+LONG_SECONDS = 3600.0
+"""How soon the daemon looks at its clock at the latest."""
+
+PARKING = {"lock", "keep", "watch", "unwatch"}
+"""Commands by which clients wait for each other."""
+
+REAPED_AT_ONCE = 64
+"""Keys that are due and removed in one step."""
+
+FEATURES = ["repeats", "parts", "gather", "atomic", "expiry", "locks", "watch", "globs"]
 """What this daemon can do beyond the first protocol version 1 (SPEC.md, The first exchange)."""
 
 
@@ -86,12 +98,14 @@ class Engine:
         self._tasks = tasks
         self._gate = gate
         self._batches = Batches(status.request_bytes)
+        self._parking = Parking(store)
         self._turn: list[tuple[Peer, Request]] = []
         self._turn_replies: list[tuple[Peer, bytes]] = []
         self._replies: list[tuple[Peer, bytes]] = []
         self._records: list[bytes] = []
         self._answered: list[tuple[str, Answer | None]] = []  # with the answer before
         self._reads: list[tuple[Peer, Request]] = []
+        self._reaping = False
         self._saves: list[tuple[Peer, Request]] = []
         self._large: list[tuple[Peer, Request, Batch]] = []
         self._in_doubt = False  # whether what is refused now may come back at the next start
@@ -130,12 +144,20 @@ class Engine:
             peer in self._held  # what one connection asks is applied in that order
             or peer in self._applying
             or (self._store.folding and request.command.whole)
+            or (request.command.name == "popitem" and not self._reaped())
         ):
             self._held.setdefault(peer, []).append(_as_sent_now(request))
             return
         if not request.more:  # what was gathered is not to be gathered once more
             self._turn.append((peer, request))
         self._answer(peer, request)
+
+    def _reaped(self) -> bool:
+        """Whether no key is in the table that is due, after a short try to have it so."""
+        if self._store.behind and not self._reaping:
+            self._end_turn()
+            self._reap_some()
+        return not self._store.behind
 
     def _answer(self, peer: Peer, request: Request) -> None:
         start = self._store.logged()
@@ -160,6 +182,8 @@ class Engine:
         handler = HANDLERS.get(name)
         if handler is not None:
             return encode_reply(request.id, handler(self._store, request.args))
+        if name in PARKING:
+            return self._park(peer, request)
         if name in READERS:
             self._reads.append((peer, request))
             self.turn_over = True  # what the next request changes is not to be in it
@@ -173,6 +197,13 @@ class Engine:
         elif name == "info":
             about = self._info(reset=request.args.get("reset", False))
         return encode_reply(request.id, orjson.dumps(about))
+
+    def _park(self, peer: Peer, request: Request) -> bytes | None:
+        if request.command.name == "lock" and self._saver.refusing is not None:
+            self._parking.forget(request)  # no grant could be made durable
+            raise self._refusal(self._saver.refusing)
+        result = self._parking.handle(peer, request)
+        return None if result is None else encode_reply(request.id, result)
 
     def _write(self, peer: Peer, request: Request) -> bytes | None:
         batch = self._batches.gather(peer, request) if request.command.parts else None
@@ -189,17 +220,16 @@ class Engine:
             return None
         store = self._store
         start = store.logged()
-        result = HANDLERS[request.command.name](store, request.args)
+        result = carry_out(store, request.command.name, request.args)
         changed = store.logged() > start
         # Also a repeat that changed nothing is remembered, though not in the journal: the first
         # may still come, by the connection that its client gave up, and is not to be applied then.
         if changed or request.sent_at is not None:
             answer = _answer_to(request, result)
             if changed and self._journal.appends:
-                sets, removed, clear = store.effect(start)
-                self._records.append(records.effects(sets, removed, clear=clear, answer=answer))
+                self._records.append(_record(store.effect(start), answer))
             self._answered.append((request.client, self._retries.remember(answer)))
-        if request.command.name == "set":
+        if request.command.name == "set" and "ttl_ms" not in request.args:
             # Its client may keep what it wrote. Not in the answer that a repeat is given: by then
             # there may be another table, whose counters may by chance be the same
             result = b"{%b}" % store.counters.of(request.args["key"])
@@ -223,6 +253,11 @@ class Engine:
         return self.take_replies()
 
     def _end_turn(self) -> None:
+        if self._store.locks.ready and not self._saver.refusing:
+            texts, replies = self._parking.grants()
+            self._turn_replies += replies
+            if self._journal.appends:
+                self._records += texts
         if self._records:
             try:
                 self._journal.write(self._records)
@@ -233,6 +268,8 @@ class Engine:
             self._tick_at = min(self._tick_at, soon)
         if self._store.logged():
             self._store.commit()
+        if self._parking.restless:
+            self._turn_replies += self._parking.answers()
         self._answered.clear()
         self._turn.clear()
         if self._reads or self._large or self._saves:
@@ -257,7 +294,11 @@ class Engine:
         """Begin what the turn asked for and takes long."""
         for peer, request in self._reads:
             self._waiting[peer, request.id] = None
-            self._tasks.add(self._read(peer, request, self._store.view()))
+            store = self._store
+            view = store.view()
+            content = living(view, now_ms()) if store.expires else without(view)
+            parts = READERS[request.command.name](content, request.args, store.feed.sequence)
+            self._tasks.add(self._read(peer, request, view, parts))
         for peer, request, batch in self._large:
             self._waiting[peer, request.id] = None
             self._tasks.add(self._carry_out(peer, request, batch))
@@ -295,6 +336,7 @@ class Engine:
 
     def tick(self, now: float) -> float:
         """Do what is due at time.monotonic() `now`; when to be called again at the latest."""
+        due = self._come_due(now)
         held_back = self._admit_held()
         if self._store.garbage and not self._freeing:
             self._freeing = True
@@ -303,7 +345,7 @@ class Engine:
             self._tick_at = self._saver.tick(now)
         if self._tasks:  # one of them may fail, which is to be looked after
             self._tick_at = min(self._tick_at, now + TICK_SECONDS)
-        due = self._tick_at
+        due = min(due, self._tick_at)
         if self._waiting:
             self.tell_alive(now)
             due = min(due, self._tell_alive)
@@ -311,6 +353,44 @@ class Engine:
             self._gone.clear()
             self._tell_alive = now + ALIVE_SECONDS
         return now if held_back else due
+
+    def _come_due(self, now: float) -> float:
+        """Do what the daemon's clock says; when to look again at the latest."""
+        if self._store.behind and not self._reaping and not self._store.folding:
+            self._reaping = True
+            self._tasks.add(self._reap())
+        clock = now_ms()
+        due = self._parking.next_due
+        if due is not None and due <= clock:
+            self._note(self._parking.overdue())
+        elif self._parking.restless or self._store.locks.ready:
+            self._end_turn()
+        times = (self._parking.next_due, None if self._reaping else self._store.next_due)
+        waits = [(at - clock) / 1000 for at in times if at is not None]
+        return now + min(waits, default=LONG_SECONDS)
+
+    def _note(self, texts: list[bytes]) -> None:
+        """Have in the journal what happened by itself, and grant what has become free by it."""
+        if self._journal.appends and not self._saver.refusing:
+            self._records += texts
+        self._end_turn()
+
+    def _reap(self) -> Task[None]:
+        """Remove the keys that are due, a few at a time."""
+        while self._store.behind and not self._store.folding:
+            self._reap_some()
+            yield None
+        self._reaping = False
+
+    def _reap_some(self) -> None:
+        removed = self._store.reap(REAPED_AT_ONCE)
+        if removed and self._journal.appends and not self._saver.refusing:
+            try:  # before anybody can set one of them again
+                self._journal.write([records.effects({}, removed)], sync_now=False)
+            except DiskError as error:
+                self._saver.failed(error)
+        if self._parking.restless:
+            self._replies += self._parking.answers()
 
     def tell_alive(self, now: float) -> None:
         """Tell those who wait for something long, now and then, that it is being done."""
@@ -373,20 +453,21 @@ class Engine:
         self._retries.expire()
         self._batches.expire()
         self._store.counters.keep_up()
+        self._store.feed.upkeep()
 
     def gone(self, peer: Peer) -> None:
-        """A reply could not be delivered: its peer has gone."""
+        """The connection of `peer` was lost."""
         if self._waiting:
             self._gone.add(peer)
+        self._note(self._parking.gone(peer))
 
     def _free(self) -> Task[None]:
         yield from self._store.free()
         self._freeing = False
 
-    def _read(self, peer: Peer, request: Request, view: View) -> Task[None]:
+    def _read(self, peer: Peer, request: Request, view: View, parts: Iterator[bytes]) -> Task[None]:
         """Answer with the whole content, part by part."""
         try:
-            parts: Iterator[bytes] = READERS[request.command.name](view)
             part = b""
             for following in parts:
                 if peer in self._gone:
@@ -456,8 +537,8 @@ class Engine:
         in_doubt = False
         try:
             if self._journal.appends and not self._saver.refusing:
-                for items in batch.parts():
-                    part = records.effects(items, batch=batch.number)
+                for items, deadlines in batch.parts():
+                    part = records.effects(items, batch=batch.number, expires=deadlines)
                     self._journal.write([part], sync_now=False)
                     yield None
                     if self._saver.failures > failures:
@@ -466,6 +547,7 @@ class Engine:
                     yield from self._saver.sync()  # what is left for the loop is one record
                 last = records.effects({}, clear=clear, answer=answer, commit=batch.number)
                 if self._saver.failures == failures:
+                    self._demand(request)
                     self._journal.write([last])
         except DiskError as error:
             self._saver.failed(error)
@@ -474,8 +556,15 @@ class Engine:
             # Even if all is well again: the parts stand in a journal that does not count any more
             why = self._saver.refusing or "the journal failed meanwhile"
             raise self._refusal(why, in_doubt=in_doubt)
+        if not self._journal.appends:
+            self._demand(request)
         self._store.adopt(batch.table, clear=clear)
         self._retries.remember(answer)
+
+    def _demand(self, request: Request) -> None:
+        """LockLost if it names the token of a lock that is not held any more."""
+        if "token" in request.args:
+            self._store.locks.demand(request.args["token"])
 
     # About itself
 
@@ -517,11 +606,25 @@ class Engine:
             "saving": self._saver.saving,
             "journal_bytes": self._journal.size,
             "writes_refused": self._saver.refusing,
+            "locks": len(self._store.locks),
+            "waiting": len(self._parking),
             "longest_slice_ms": round(status.longest_slice_ms, 3),
         }
         if reset:
             status.longest_slice_ms = 0.0
         return told
+
+
+def _record(effect: Effect, answer: Answer) -> bytes:
+    """For the journal: what a write did, and what it was answered."""
+    return records.effects(
+        effect.sets,
+        effect.removed,
+        clear=effect.clear,
+        answer=answer,
+        expires=effect.expires,
+        others=effect.others,
+    )
 
 
 def _fault(request: Request) -> bytes:

@@ -9,16 +9,37 @@ instead, and gives its results in parts, with empty ones where there is nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
+from itertools import compress
+from math import isfinite
 from typing import Any
 
 import orjson
 
+from pickledbd.clock import now_ms
+from pickledbd.expiry import Piece, deadline_in
+from pickledbd.globs import matcher
 from pickledbd.records import entries
 from pickledbd.store import Store
-from pickledbd.table import View
-from pickledbd_protocol import canonical, canonical_items
+from pickledbd_protocol import (
+    INT_MAX,
+    INT_MIN,
+    Conflict,
+    InvalidValue,
+    canonical,
+    canonical_items,
+    shown,
+)
 
 Args = dict[str, Any]
+
+_KINDS = {
+    str: "a string",
+    bool: "true or false",
+    type(None): "null",
+    list: "an array",
+    dict: "an object",
+}
 
 PART_BYTES = 2**18
 """An answer as large as the database is sent in parts of about this size."""
@@ -27,9 +48,11 @@ PART_BYTES = 2**18
 def get(store: Store, args: Args) -> bytes:
     key = args["key"]
     value = store.get(key)
-    counter = store.counters.of(key)
     if value is None:
-        return b"{%b}" % counter
+        return b"{%b}" % store.counters.of(key)
+    if store.deadline(key) is not None:  # its end changes no counter
+        return b'{"value":%b}' % value
+    counter = store.counters.of(key)
     return b'{"value":%b%b%b}' % (value, b"," if counter else b"", counter)
 
 
@@ -39,7 +62,7 @@ def exists(store: Store, args: Args) -> bytes:
 
 def set_(store: Store, args: Args) -> bytes:
     key = args["key"]
-    store.set(key, canonical(key, args["value"]))
+    store.set(key, canonical(key, args["value"]), deadline_in(args))
     return b"{}"
 
 
@@ -68,6 +91,76 @@ def popitem(store: Store, _args: Args) -> bytes:
     return b'{"key":%s,"value":%s}' % (orjson.dumps(key), store.remove(key))
 
 
+def incr(store: Store, args: Args) -> bytes:
+    key = args["key"]
+    text = store.get(key)
+    before = args.get("default", 0) if text is None else orjson.loads(text)
+    if type(before) not in (int, float):
+        kind = _KINDS.get(type(before), "something else")
+        raise InvalidValue(f"cannot increment key {shown(key)}: its value is {kind}, not a number")
+    after = before + args.get("by", 1)
+    good = isfinite(after) if type(after) is float else INT_MIN <= after <= INT_MAX
+    if not good:
+        raise InvalidValue(f"cannot increment key {shown(key)}: the sum would be over 64 bits")
+    store.set(key, orjson.dumps(after), None if text is None else store.deadline(key))
+    return b'{"value":%b}' % orjson.dumps(after)
+
+
+def get_versioned(store: Store, args: Args) -> bytes:
+    value = store.get(args["key"])
+    if value is None:
+        return b'{"version":0}'
+    return b'{"value":%b,"version":%b}' % (value, orjson.dumps(_version(value)))
+
+
+def cas(store: Store, args: Args) -> bytes:
+    key = args["key"]
+    before = store.get(key)
+    if _version(before) != args["version"]:
+        return b'{"swapped":false}'
+    deadline = deadline_in(args)
+    if args.get("keep_ttl") and before is not None:
+        deadline = store.deadline(key)
+    store.set(key, canonical(key, args["value"]), deadline)
+    return b'{"swapped":true}'
+
+
+def if_version(store: Store, args: Args) -> bytes:
+    key = args["key"]
+    if _version(store.get(key)) != args["version"]:
+        raise Conflict(f"key {shown(key)} has been changed meanwhile; nothing was done")
+    return b"{}"
+
+
+def _version(text: bytes | None) -> str | int:
+    """What a value has in common only with equal ones; 0 for none."""
+    return 0 if text is None else blake2b(text, digest_size=16).hexdigest()
+
+
+def ttl(store: Store, args: Args) -> bytes:
+    key = args["key"]
+    if key not in store:
+        return b"{}"
+    deadline = store.deadline(key)
+    return b'{"ttl_ms":null}' if deadline is None else b'{"ttl_ms":%d}' % (deadline - now_ms())
+
+
+def expire(store: Store, args: Args) -> bytes:
+    key = args["key"]
+    if key not in store:
+        return b'{"expires":false}'
+    store.expire(key, deadline_in(args))
+    return b'{"expires":true}'
+
+
+def persist(store: Store, args: Args) -> bytes:
+    key = args["key"]
+    if key not in store or store.deadline(key) is None:
+        return b'{"persisted":false}'
+    store.expire(key, None)
+    return b'{"persisted":true}'
+
+
 def get_many(store: Store, args: Args) -> bytes:
     values = store.get_many(args["keys"])
     there = [value for value in values if value is not None]
@@ -78,7 +171,7 @@ def get_many(store: Store, args: Args) -> bytes:
 
 
 def set_many(store: Store, args: Args) -> bytes:
-    store.set_many(canonical_items(args["items"]))
+    store.set_many(canonical_items(args["items"]), deadline_in(args))
     return b"{}"
 
 
@@ -104,8 +197,24 @@ def purge(store: Store, _args: Args) -> bytes:
 
 
 def batch(store: Store, args: Args) -> bytes:
-    results = (HANDLERS[step["op"]](store, step.get("args", {})) for step in args["steps"])
+    results = (carry_out(store, step["op"], step.get("args", {})) for step in args["steps"])
     return b'{"results":[%b]}' % b",".join(results)
+
+
+def unlock(store: Store, args: Args) -> bytes:
+    undo = store.locks.release(args["name"], (args["holder"], args["ask"]))
+    if undo is None:
+        return b'{"released":false}'
+    store.did(undo, {"unlock": args["name"]})
+    return b'{"released":true}'
+
+
+def carry_out(store: Store, op: str, args: Args) -> bytes:
+    """What a command does and returns, if the lock whose token it names is held. LockLost."""
+    token = args.get("token")
+    if token is not None:
+        store.locks.demand(token)
+    return HANDLERS[op](store, args)
 
 
 HANDLERS: dict[str, Callable[[Store, Args], bytes]] = {
@@ -116,6 +225,13 @@ HANDLERS: dict[str, Callable[[Store, Args], bytes]] = {
     "remove": remove,
     "pop": pop,
     "popitem": popitem,
+    "incr": incr,
+    "get_versioned": get_versioned,
+    "cas": cas,
+    "if_version": if_version,
+    "ttl": ttl,
+    "expire": expire,
+    "persist": persist,
     "get_many": get_many,
     "set_many": set_many,
     "remove_many": remove_many,
@@ -123,18 +239,49 @@ HANDLERS: dict[str, Callable[[Store, Args], bytes]] = {
     "replace": replace,
     "purge": purge,
     "batch": batch,
+    "unlock": unlock,
 }
 
 
-def all_(view: View) -> Iterator[bytes]:
-    return _in_parts(b'{"keys":[%b]}', (orjson.dumps(list(keys))[1:-1] for keys, _ in view))
+def all_(content: Iterable[Piece], args: Args, _sequence: int) -> Iterator[bytes]:
+    wanted = _wanted(args)
+    texts = (
+        orjson.dumps(list(keys if wanted is None else filter(wanted, keys)))[1:-1]
+        for keys, _, _ in content
+    )
+    return _in_parts(b'{"keys":[%b]}', texts)
 
 
-def dump(view: View) -> Iterator[bytes]:
-    return _in_parts(b'{"items":{%b}}', (entries(keys, values) for keys, values in view))
+def dump(content: Iterable[Piece], args: Args, sequence: int) -> Iterator[bytes]:
+    wanted = _wanted(args)
+    if wanted is None:
+        texts = (entries(keys, values) for keys, values, _ in content)
+    else:
+        texts = (_entries_of(keys, values, wanted) for keys, values, _ in content)
+    last = b'{"items":{%%b},"seq":%d}' % sequence if args.get("seq") else None
+    return _in_parts(b'{"items":{%b}}', texts, last)
 
 
-def _in_parts(template: bytes, texts: Iterable[bytes]) -> Iterator[bytes]:
+def _entries_of(
+    keys: Iterable[str], values: Iterable[bytes], wanted: Callable[[str], bool]
+) -> bytes:
+    keys = list(keys)
+    those = list(map(wanted, keys))
+    return entries(compress(keys, those), compress(values, those))
+
+
+def _wanted(args: Args) -> Callable[[str], bool] | None:
+    """Whether a key has the prefix and matches the glob, if any is asked for."""
+    prefix = args.get("prefix", "")
+    matches = matcher(args["glob"]) if "glob" in args else None
+    if matches is None:
+        return (lambda key: key.startswith(prefix)) if prefix else None
+    return lambda key: key.startswith(prefix) and matches(key)
+
+
+def _in_parts(
+    template: bytes, texts: Iterable[bytes], last: bytes | None = None
+) -> Iterator[bytes]:
     part: list[bytes] = []
     size = 0
     for text in texts:
@@ -146,7 +293,13 @@ def _in_parts(template: bytes, texts: Iterable[bytes]) -> Iterator[bytes]:
         if text:
             part.append(text)
             size += len(text)
-    yield template % b",".join(part)
+    yield (last or template) % b",".join(part)
 
 
-READERS: dict[str, Callable[[View], Iterator[bytes]]] = {"all": all_, "dump": dump}
+Reader = Callable[[Iterable[Piece], Args, int], Iterator[bytes]]
+"""Of the content of one moment, the arguments, and the sequence of the newest change in it."""
+
+READERS: dict[str, Reader] = {
+    "all": all_,
+    "dump": dump,
+}

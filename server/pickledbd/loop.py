@@ -124,7 +124,9 @@ class Loop:
         self._idle_exit = idle_exit
         self._quiet_at = 0.0  # when nobody is asking any more
         self._next_slice = 0.0  # when tasks may run although somebody is
-        self._connections: set[int] = set()
+        self._connections: set[int] = set()  # their descriptors
+        self._peers: dict[int, bytes] = {}  # by them, those who have asked something
+        self._known: set[bytes] = set()  # the same
         self._stays_until = 0.0  # whatever its idle exit
         self._replies_lost = 0
         self._tell_lost_at = 0.0
@@ -254,6 +256,11 @@ class Loop:
         while True:
             peer = router.recv(zmq.NOBLOCK)
             frame = router.recv(zmq.NOBLOCK, copy=False)
+            if peer not in self._known:
+                # A lost connection's descriptor may be this one's by now: first that is dealt with
+                self._count_connections()
+                self._peers[frame.get(zmq.SRCFD)] = peer
+                self._known.add(peer)
             frames = [frame.bytes]
             while frame.more:
                 frame = router.recv(zmq.NOBLOCK, copy=False)
@@ -279,6 +286,10 @@ class Loop:
                 self._stays_until = time.monotonic() + ARRIVAL_SECONDS
             else:
                 self._connections.discard(event["value"])
+                peer = self._peers.pop(event["value"], None)
+                if peer is not None:
+                    self._known.discard(peer)
+                    self._engine.gone(peer)
             self._status.clients = len(self._connections)
 
     def _deliver(self, replies: Iterable[tuple[bytes, bytes]]) -> None:

@@ -17,12 +17,18 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 
-FORMAT = 1
+from pickledbd import clock
+
+FORMAT = 2
 """The version of the journal's format, told in the head of each."""
+
+READABLE = (1, FORMAT)
+"""The formats that are read: the first knew only keys and values."""
 
 _LENGTH = b"%08x"
 _RECORD = b"%b %08x %b\n"
@@ -122,8 +128,7 @@ def head(
         "number": number,
         "base": base,
         "previous": previous,
-        "fence": 0,
-        "expires": {},
+        "clock": clock.told(),
         "forgotten": forgotten,
         "answers": [orjson.Fragment(b"{%b}" % _answer(answer)) for answer in answers],
     }
@@ -140,6 +145,9 @@ def synced(offset: int) -> bytes:
     return b'{"synced":%d}' % offset
 
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
 def effects(
     sets: Mapping[str, bytes],
     removed: Iterable[str] = (),
@@ -148,12 +156,16 @@ def effects(
     answer: Answer | None = None,
     batch: int | None = None,
     commit: int | None = None,
+    expires: Mapping[str, int | None] = _NOTHING,
+    others: Mapping[str, Any] = _NOTHING,
 ) -> bytes:
     """What one write did: all of it, or with `batch` a part that a later `commit` makes good.
 
-    Applied in this order: what was cleared, the batch committed, what was removed, what was set.
+    Applied in this order: what was cleared, the batch committed, what was removed, what was set,
+    when keys expire (None: never). `others`: what is not about keys.
     """
-    if answer is not None and len(sets) == 1 and not (removed or clear or commit or batch):
+    rest = removed or clear or commit or batch or expires or others
+    if answer is not None and len(sets) == 1 and not rest:
         # Most writes are such, and every one waits for this
         ((key, value),) = sets.items()
         return b'{%b,"set":{%b:%b}}' % (_answer(answer), orjson.dumps(key), value)
@@ -168,6 +180,10 @@ def effects(
         members.append(b'"remove":%b' % orjson.dumps(list(removed)))
     if sets:
         members.append(b'"set":{%b}' % entries(sets.keys(), sets.values()))
+    if expires:
+        members.append(b'"expires":%b' % orjson.dumps(expires))
+    for name, told in others.items():
+        members.append(b'"%b":%b' % (name.encode(), orjson.dumps(told)))
     return b"{%b}" % b",".join(members)
 
 

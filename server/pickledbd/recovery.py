@@ -18,8 +18,10 @@ from typing import Any
 
 import orjson
 
-from pickledbd import records
+from pickledbd import clock, records
+from pickledbd.expiry import stamped, text_of
 from pickledbd.journal import find_journals, journal_path
+from pickledbd.locks import Locks
 from pickledbd.records import Answer
 from pickledbd.retries import Retries
 from pickledbd.snapshot import PROGRESS_BYTES, DataFile, Unreadable
@@ -52,6 +54,8 @@ class Scan:
     head_length: int = 0
     bases: list[tuple[str, int]] = field(default_factory=list)
     """Digests of data files, each with the place up to which the file holds what stands here."""
+    newest: int = 0
+    """When the newest of its writes was applied."""
     effects: int = 0
     """Records that change something."""
     synced: bool = False
@@ -66,6 +70,11 @@ class Recovered:
 
     table: Table
     retries: Retries
+    locks: Locks
+    expiring: dict[str, None] = field(default_factory=dict)
+    """Keys whose values have a deadline, and perhaps some that had."""
+    saved_locks: int = 0
+    """Changes of the locks that the annex holds."""
     replayed: int = 0
     """Changes that the data file does not hold."""
     known: list[tuple[int, int, int]] = field(default_factory=list)
@@ -97,11 +106,25 @@ def recover(
     started = time.monotonic()
     table = file.load(lambda done: progress(file.path.name, done))
     loaded = time.monotonic()
-    found = Recovered(table, Retries(), steps={"reading the data file": loaded - started})
     try:
         scans = [scan(number, path, progress) for number, path in find_journals(file.path).items()]
     except OSError as error:
         raise Unreadable(f"cannot read {error.filename}: {error.strerror}") from error
+    _go_on_with_clock(file, scans)
+    found = Recovered(
+        table,
+        Retries(),
+        Locks(),
+        expiring=dict.fromkeys(file.annex.expires),
+        steps={"reading the data file": loaded - started},
+    )
+    found.locks.restore(file.annex.locks)
+    found.saved_locks = found.locks.changes
+    for strange in file.annex.strange:
+        found.warnings.append(
+            f"{strange} belongs to another data file, perhaps one before {file.path} was edited: "
+            "what it tells of when keys expire is not used"
+        )
     found.highest = max((each.number for each in scans), default=0)
     scanned = time.monotonic()
     found.steps["checking the journal"] = scanned - loaded
@@ -115,6 +138,14 @@ def recover(
     _replay(chain, file.digest, found, progress)
     found.steps["replaying the journal"] = time.monotonic() - scanned
     return found
+
+
+def _go_on_with_clock(file: DataFile, scans: list[Scan]) -> None:
+    told = [each.head["clock"] for each in scans if each.head and "clock" in each.head]
+    if file.annex.clock is not None:
+        told.append(file.annex.clock)
+    newest = max((each.newest for each in scans), default=0)
+    clock.go_on(max(told, key=lambda each: each["now"], default=None), newest)
 
 
 def scan(number: int, path: Path, progress: Progress = _no_progress) -> Scan:
@@ -137,6 +168,7 @@ def scan(number: int, path: Path, progress: Progress = _no_progress) -> Scan:
                 found.synced = True
             else:
                 found.effects += 1
+            found.newest = max(found.newest, record.get("at", 0))
             found.good += len(line)
             if found.good - told >= PROGRESS_BYTES:
                 told = found.good
@@ -230,10 +262,10 @@ def _base(
 ) -> tuple[int, int] | None:
     """The journal, and the place in it, that the data file holds everything up to."""
     for each in scans:
-        if each.head is not None and each.head["journal"] != records.FORMAT:
+        if each.head is not None and each.head["journal"] not in records.READABLE:
             raise Unreadable(
                 f"{each.path} is of format {each.head['journal']}, this release reads "
-                f"{records.FORMAT}: use the release that wrote it; nothing was touched"
+                f"up to {records.FORMAT}: use the release that wrote it; nothing was touched"
             )
     bases = [
         (index, end)
@@ -338,6 +370,7 @@ def _apply(
     if record.get("clear"):
         found.replayed += len(found.table)
         found.table = Table()
+        found.expiring.clear()
     parts = batches.pop(record["commit"], []) if "commit" in record else []
     for key in record.get("remove", ()):
         found.replayed += found.table.remove(key) is not None
@@ -345,3 +378,18 @@ def _apply(
         for key, value in part.get("set", {}).items():
             found.table.set(key, bytes(memoryview(orjson.dumps(value))))
             found.replayed += 1
+        for key, deadline in part.get("expires", {}).items():
+            _expire(key, deadline, found)
+    if "lock" in record:
+        found.locks.granted(record["lock"])
+    elif "unlock" in record:
+        found.locks.released(record["unlock"])
+
+
+def _expire(key: str, deadline: int | None, found: Recovered) -> None:
+    value = found.table.get(key)
+    if value is not None:
+        text = text_of(value)
+        found.table.set(key, text if deadline is None else stamped(text, deadline))
+        found.expiring[key] = None
+        found.replayed += 1

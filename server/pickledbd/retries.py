@@ -10,10 +10,10 @@ told by this daemon's own clock: how long ago would not do, as a repeat may be l
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 
+from pickledbd.clock import now_ms
 from pickledbd.records import NOT_KEPT, Answer
 from pickledbd_protocol import ProtocolError, Request, Unavailable
 
@@ -29,17 +29,6 @@ applied is remembered."""
 
 KEEP_MS = 10 * 60 * 1000
 """How long an answer is kept at most, in milliseconds. Its client asks for it for a minute less."""
-
-
-_BEGUN_NS = time.time_ns() - time.monotonic_ns()
-
-
-def now_ms() -> int:
-    """The daemon's clock: milliseconds since 1970, as the system told them at this start.
-
-    The system's clock is the only one that goes on across restarts, but it may be set meanwhile.
-    """
-    return (_BEGUN_NS + time.monotonic_ns()) // 1_000_000
 
 
 class Retries:

@@ -14,11 +14,14 @@ import errno
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 
+from pickledbd import clock
+from pickledbd.clock import now_ms
 from pickledbd.disk import DiskError, sync_path
+from pickledbd.expiry import living, without
 from pickledbd.journal import Journal
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.records import Answer
@@ -98,6 +101,7 @@ class Saver:
         self.failures = 0
         """How often the journal has failed."""
         self._saved_changes = 0
+        self._saved_locks = 0
         self._viewed: int | None = None  # the changes that the snapshot being written holds
         self._saving = False
         self._joined: list[Saved] = []  # who came while a snapshot is written, and are content
@@ -118,7 +122,12 @@ class Saver:
     @property
     def unsaved(self) -> bool:
         """Whether the data file may hold something else than the store."""
-        return self.dirty > 0 or self._status.last_save_error is not None
+        locks = self._store.locks
+        return (
+            self.dirty > 0
+            or locks.changes != self._saved_locks
+            or self._status.last_save_error is not None
+        )
 
     @property
     def needed(self) -> bool:
@@ -145,9 +154,14 @@ class Saver:
         """Why writes are refused; None if they are not."""
         return self._journal.failed
 
-    def loaded(self, size: int) -> None:
-        """The data file holds just what the store does, in `size` bytes."""
+    def loaded(self, size: int, locks: int | None = None) -> None:
+        """The data file holds just what the store does, in `size` bytes.
+
+        `locks`: and its annex the locks as they were after so many changes.
+        """
         self._saved_changes = self._store.changes
+        if locks is not None:
+            self._saved_locks = locks
         self._file_bytes = size
 
     def begin(self, superfluous: list[Path], *, choice: str | None) -> None:
@@ -261,29 +275,35 @@ class Saver:
             # Between these two lines nothing can be appended: they are one moment.
             end, view = journal.end, self._store.view()
             self._viewed = self._store.changes
+            locks, locked = self._store.locks.told(), self._store.locks.changes
             answers = None if journal.appends else self._retries.awaited()
             self._gate.leave()
             try:
-                self._file_bytes = yield from self._write(writing, texts(view))
+                content = living(view, now_ms()) if self._store.expires else without(view)
+                self._file_bytes = yield from self._write(writing, texts(content))
             except DiskError:
                 yield from view.free()
                 raise
-            digest = yield from result(self._snapshots.do(writing.sync))
+            digest = yield from result(self._snapshots.do(writing.sync, locks, clock.told()))
             if journal.appends and not journal.failed:
                 yield from self._publish(writing, digest, end)
             else:
                 yield from self._publish_anew(writing, digest, answers)
-            self._saved_changes = self._viewed
+            self._saved_changes, self._saved_locks = self._viewed, locked
         except Exception:
             yield from result(self._snapshots.do(writing.give_up))
             raise
 
-    def _write(self, writing: Writing, parts: Iterator[bytes]) -> Task[int]:
+    def _write(
+        self, writing: Writing, parts: Iterator[tuple[bytes, Mapping[str, int]]]
+    ) -> Task[int]:
         ahead: deque[Future[None]] = deque()
         gathered: list[bytes] = []
         size = total = 0
         try:
-            for part in parts:
+            for part, deadlines in parts:
+                if deadlines:
+                    ahead.append(self._snapshots.do(writing.expire, deadlines))
                 gathered.append(part)
                 size += len(part)
                 if size >= PART_BYTES:
@@ -372,7 +392,7 @@ class Saver:
         except Unreadable as error:
             log.error("%s; what it held before is served", error)
             return False
-        self._store.adopt(table, clear=True)
+        self._store.adopt(table, clear=True, expiring=self._file.annex.expires)
         self.loaded(self._file.size)
         if self._journal.number:
             try:

@@ -19,16 +19,18 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
+from pickledbd import annex
 from pickledbd.disk import DiskError, close, create, step, sync, sync_path, write_all
+from pickledbd.expiry import Piece, stamped
 from pickledbd.records import entries as members
-from pickledbd.table import Entries, Table
+from pickledbd.table import Table
 from pickledbd_protocol import InvalidValue, check_integers, shown
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,8 @@ class DataFile:
         self.backups = backups
         self.digest = _new_hash().hexdigest()
         """Of the file's bytes as they were loaded; a missing file has none."""
+        self.annex = annex.Annex()
+        """What the annex of the file told when it was loaded."""
         self._known: Identity | None = None  # the file as this daemon last read or wrote it
 
     def load(self, progress: Callable[[int], None] = lambda _done: None) -> Table:
@@ -93,6 +97,8 @@ class DataFile:
                     file.seek(0)
                     table, digest = Table(), _new_hash()
                     _load_whole(file, table, digest, progress)
+            self.annex = annex.read(self.path, digest.hexdigest())
+            _stamp(table, self.annex.expires)
         except FileNotFoundError:
             pass
         except UnicodeDecodeError as error:
@@ -104,6 +110,11 @@ class DataFile:
             raise Unreadable(f"{self.path} is not JSON: {error}; it was not touched") from None
         except (InvalidValue, _ContentError) as error:
             raise Unreadable(f"{self.path}: {error}; it was not touched") from None
+        except annex.DamagedError as error:
+            raise Unreadable(
+                f"{error}; it tells when keys of {self.path} expire. Put the right one back, or "
+                "remove it to do without; nothing was touched"
+            ) from None
         except OSError as error:
             raise Unreadable(f"cannot read {self.path}: {error.strerror}") from error
         finally:
@@ -132,7 +143,7 @@ class DataFile:
 
     def sweep(self) -> None:
         """Remove what saves that were killed have left. Only for the owner of the file."""
-        leftover = re.compile(re.escape(self.path.name) + r"\.tmp-[0-9a-f]{8}")
+        leftover = re.compile(re.escape(self.path.name) + r"\.tmp-[0-9a-f]{8}(\.annex)?")
         with contextlib.suppress(OSError):  # what cannot be listed or removed does no harm
             for found in self.path.parent.iterdir():
                 if leftover.fullmatch(found.name):
@@ -203,6 +214,7 @@ class Writing:
         self.published = False
         """Whether it is in the data file's place, though perhaps not for ever."""
         self._hash = _new_hash()
+        self._annex = annex.Writing(file.path, self._temp.with_name(f"{self._temp.name}.annex"))
         self._unsynced = 0
         self._written: Identity | None = None
 
@@ -225,16 +237,28 @@ class Writing:
             with step("fdatasync of the temporary file"):
                 sync(self._file, data_only=True)
 
-    def sync(self) -> str:
-        """Have it on the disk; the digest of all that was written."""
+    def expire(self, deadlines: Mapping[str, int]) -> None:
+        """Write when some of the keys expire, which goes into the annex."""
+        self._annex.add(deadlines)
+
+    def sync(self, locks: Mapping[str, Any], clock: Mapping[str, Any]) -> str:
+        """Have it on the disk; the digest of all that was written.
+
+        `locks` and `clock` go into the annex.
+        """
         with step("fsync of the temporary file"):
             sync(self._file)
             self._written = _identity(os.fstat(self._file))
-        return self._hash.hexdigest()
+        digest = self._hash.hexdigest()
+        self._annex.finish(digest, locks, clock)
+        return digest
 
     def publish(self) -> None:
         """Put it in the place of the data file."""
         file = self._target
+        if self._annex.publish():
+            with step("fsync of the directory"):
+                sync_path(file.path.parent)  # no data file is to be there without its annex
         with step("keeping the old file"):
             aside = file._keep_old()  # noqa: SLF001 - the same room
         try:
@@ -249,10 +273,12 @@ class Writing:
         self._close()
         with step("fsync of the directory"):
             sync_path(file.path.parent)
+        self._annex.drop_others()
         file._drop_backups()  # noqa: SLF001 - the same room
 
     def give_up(self) -> None:
         """Remove the temporary file, if it is still there."""
+        self._annex.give_up()
         if self._file >= 0:
             self._close()
             with contextlib.suppress(OSError):
@@ -350,6 +376,13 @@ def _add(table: Table, entries: dict[str, object]) -> None:
     table.extend(list(entries), values)
 
 
+def _stamp(table: Table, expires: Mapping[str, int]) -> None:
+    for key, deadline in expires.items():
+        value = table.get(key)
+        if value is not None:
+            table.set(key, stamped(value, deadline))
+
+
 def _new_hash() -> Hash:
     return hashlib.sha256(usedforsecurity=False)
 
@@ -358,12 +391,15 @@ def _identity(found: os.stat_result) -> Identity:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def texts(content: Iterable[Entries]) -> Iterator[bytes]:
-    """The text of a data file in parts; each entry stands on a line of its own."""
+def texts(content: Iterable[Piece]) -> Iterator[tuple[bytes, Mapping[str, int]]]:
+    """The text of a data file in parts, each with the deadlines of its keys.
+
+    Each entry stands on a line of its own.
+    """
     separator = _HEAD
-    for keys, values in content:
+    for keys, values, deadlines in content:
         text = members(keys, values, _SEPARATOR)
         if text:
-            yield separator + text
+            yield separator + text, deadlines
             separator = _SEPARATOR
-    yield b"{}\n" if separator is _HEAD else _TAIL
+    yield b"{}\n" if separator is _HEAD else _TAIL, {}

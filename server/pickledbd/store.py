@@ -10,21 +10,34 @@ undoes them, last first, where they could not be made so.
 A batch too large to be applied without holding the loop is *adopted*: from that moment its
 entries count, since they are looked up first; they go into the table a chunk at a time (`fold`).
 What concerns the whole content has to wait until that is done (`folding`).
+
+A key that expires is gone at its deadline, though it stays in the table until `reap` comes to it:
+whoever looks at a value looks at its deadline too. The store also has what the changes go with:
+the counters, the feed, and the locks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
+from pickledbd import watches
+from pickledbd.clock import now_ms
 from pickledbd.counters import Counters
+from pickledbd.expiry import deadline_of, is_due, stamped, text_of
+from pickledbd.locks import Locks
 from pickledbd.table import Place, Table, View
+from pickledbd.wheel import Wheel
 
 
 @dataclass(slots=True)
 class Change:
-    """One key set (`value`) or removed (None), `many` set, or all `cleared`; and the way back."""
+    """One key set (`value`) or removed (None), `many` set, or all `cleared`; and the way back.
+
+    Or something else, which `undo` undoes.
+    """
 
     table: Table
     key: str = ""
@@ -32,6 +45,12 @@ class Change:
     before: bytes | None = None
     place: Place | None = None
     cleared: Table | None = None
+    wheel: Wheel[str] | None = None
+    """The deadlines before all was cleared."""
+    deadline_only: bool = False
+    """Only when the key expires was changed."""
+    undo: Callable[[], None] | None = None
+    effect: dict[str, Any] | None = None
     many: dict[str, bytes] | None = None
     """Many keys set at once, whose values before are in `befores`."""
     befores: Sequence[bytes | None] = ()
@@ -39,77 +58,163 @@ class Change:
     """The store's `changes` before it."""
 
 
+@dataclass(slots=True)
+class Effect:
+    """What some changes come to. To be applied in this order: clear, remove, set, expire."""
+
+    sets: dict[str, bytes] = field(default_factory=dict)
+    """The texts of keys that were set, which do not expire but for those in `expires`."""
+    removed: dict[str, None] = field(default_factory=dict)
+    clear: bool = False
+    expires: dict[str, int | None] = field(default_factory=dict)
+    """The deadlines of keys."""
+    others: dict[str, Any] = field(default_factory=dict)
+    """What happened beside the content."""
+
+
 class Store:
     """The content. `changes` counts every key set or removed since the start."""
 
-    def __init__(self, table: Table | None = None, counters: Counters | None = None) -> None:
+    def __init__(
+        self,
+        table: Table | None = None,
+        counters: Counters | None = None,
+        locks: Locks | None = None,
+        *,
+        expiring: Iterable[str] = (),
+    ) -> None:
+        """`expiring`: those keys of the `table` whose values have a deadline."""
         self._table = Table() if table is None else table
         self.counters = Counters() if counters is None else counters
+        self.locks = Locks() if locks is None else locks
+        self.feed = watches.Feed()
+        self._wheel: Wheel[str] = Wheel()
+        self._expect(expiring)
         self._adopted: Table | None = None
-        self._garbage: list[Table] = []
+        self._garbage: list[Table | Wheel[str]] = []
         self._log: list[Change] = []
         self.changes = 0
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._table) - (self._wheel.overdue(now_ms()) if self._wheel else 0)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._table or (self._adopted is not None and key in self._adopted)
+        return self.get(key) is not None
 
-    def get(self, key: str) -> bytes | None:
+    def _stored(self, key: str) -> bytes | None:
         if self._adopted is not None:
             value = self._adopted.get(key)
             if value is not None:
                 return value
         return self._table.get(key)
 
+    def get(self, key: str) -> bytes | None:
+        """The text of a value; None if there is no such key."""
+        value = self._stored(key)
+        if value is None or value[0]:
+            return value
+        return None if is_due(value) else text_of(value)
+
+    def deadline(self, key: str) -> int | None:
+        """When the key, which must be there, expires; None if it does not."""
+        value = self._stored(key)
+        return None if value is None else deadline_of(value)
+
     def get_many(self, keys: list[str]) -> list[bytes | None]:
-        if self._adopted is not None:
+        if self._adopted is not None or self._wheel:
             return [self.get(key) for key in keys]
         return self._table.get_many(keys)
 
-    def set_many(self, items: dict[str, bytes]) -> None:
-        if self._adopted is not None:
+    def set_many(self, items: dict[str, bytes], deadline: int | None = None) -> None:
+        # A key that is due and set again is a new one
+        if self._adopted is not None or self.behind:
             for key, value in items.items():
-                self.set(key, value)
+                self.set(key, value, deadline)
             return
+        if deadline is not None:
+            items = {key: stamped(text, deadline) for key, text in items.items()}
         table = self._table
         befores = table.update(items)
         self._log.append(Change(table, many=items, befores=befores, count=self.changes))
         self.changes += len(items)
         self.counters.changed_many(items, len(items))
+        if deadline is not None or self._wheel:
+            for key, before in zip(items, befores, strict=True):
+                self._turn_wheel(key, before, deadline)
 
-    def set(self, key: str, value: bytes) -> None:
+    def set(self, key: str, text: bytes, deadline: int | None = None) -> None:
+        """Have the value of this text, until `deadline` if there is one."""
+        if self._wheel:
+            before = self._stored(key)
+            if before is not None and is_due(before):
+                self.remove(key)
+        value = text if deadline is None else stamped(text, deadline)
+        self._change(key, value)
+
+    def expire(self, key: str, deadline: int | None) -> None:
+        """Have the key, which must be there, expire at another time; None: never."""
+        value = self._stored(key)
+        if value is not None:
+            text = text_of(value)
+            value = text if deadline is None else stamped(text, deadline)
+            self._change(key, value, deadline_only=True)
+
+    def _change(self, key: str, value: bytes, *, deadline_only: bool = False) -> None:
         table = self._table
         if self._adopted is not None and (key in self._adopted or key not in table):
             table = self._adopted  # a new key comes after those that were adopted
-        self._log.append(Change(table, key, value, table.set(key, value), count=self.changes))
+        before = table.set(key, value)
+        self._log.append(
+            Change(table, key, value, before, count=self.changes, deadline_only=deadline_only)
+        )
         self.changes += 1
         self.counters.changed(key)
+        if not value[0] or self._wheel:
+            self._turn_wheel(key, before, deadline_of(value))
+
+    def _turn_wheel(self, key: str, before: bytes | None, deadline: int | None) -> None:
+        """The key's stored value was `before`, and now has this deadline."""
+        if before is not None:
+            known = deadline_of(before)
+            if known is not None and known != deadline:
+                self._wheel.discard(key, known)
+        if deadline is not None:
+            self._wheel.add(key, deadline)
 
     def remove(self, key: str) -> bytes | None:
-        """The value removed, or None if there was no such key."""
+        """The text of the value removed, or None if there was no such key."""
         removed = None
         for table in (self._table, self._adopted):
             if table is not None and key in table:
                 place = table.place(key)
                 removed = table.remove(key)
                 self._log.append(Change(table, key, None, removed, place, count=self.changes))
-        if removed is not None:
-            self.changes += 1
-            self.counters.changed(key)
-        return removed
+        if removed is None:
+            return None
+        self.changes += 1
+        self.counters.changed(key)
+        if removed[0]:
+            return removed
+        self._turn_wheel(key, removed, None)
+        return None if is_due(removed) else text_of(removed)
 
     def last_key(self) -> str | None:
         """The key that was inserted last, or None if there is none. Not while folding."""
-        return self._table.last_key()
+        while (key := self._table.last_key()) is not None and self.get(key) is None:
+            self.remove(key)  # it is due
+        return key
 
     def clear(self) -> None:
         """Remove everything. Not while folding."""
         cleared, self._table = self._table, Table()
-        self._log.append(Change(self._table, cleared=cleared, count=self.changes))
+        wheel, self._wheel = self._wheel, Wheel()
+        self._log.append(Change(self._table, cleared=cleared, wheel=wheel, count=self.changes))
         self.changes += len(cleared)
         self.counters.all_changed()
+
+    def did(self, undo: Callable[[], None], effect: dict[str, Any]) -> None:
+        """Something else was done, which is to be undone if the changes are."""
+        self._log.append(Change(self._table, undo=undo, effect=effect, count=self.changes))
 
     # What the engine does with the changes that its handlers made
 
@@ -117,56 +222,155 @@ class Store:
         """How many changes are not committed: where a command begins its own."""
         return len(self._log)
 
-    def effect(self, start: int) -> tuple[dict[str, bytes], dict[str, None], bool]:
-        """What the changes from `start` on come to: keys set, keys removed, whether cleared.
-
-        To be applied as: clear, remove, set.
-        """
-        sets: dict[str, bytes] = {}
-        removed: dict[str, None] = {}
-        cleared = False
+    def effect(self, start: int) -> Effect:
+        """What the changes from `start` on come to."""
+        effect = Effect()
         for change in self._log[start:]:
-            if change.cleared is not None:
-                sets, removed, cleared = {}, {}, True
+            if change.effect is not None:
+                effect.others |= change.effect
+            elif change.cleared is not None:
+                effect = Effect(clear=True, others=effect.others)
             elif change.many is not None:
-                sets.update(change.many)
-            elif change.value is not None:
-                sets[change.key] = change.value
+                for key, value in change.many.items():
+                    _set(effect, key, value)
+            elif change.value is None:
+                effect.sets.pop(change.key, None)
+                effect.expires.pop(change.key, None)
+                effect.removed[change.key] = None
+            elif change.deadline_only:
+                effect.expires[change.key] = deadline_of(change.value)
             else:
-                sets.pop(change.key, None)
-                removed[change.key] = None
-        return sets, removed, cleared
+                _set(effect, change.key, change.value)
+        return effect
 
     def commit(self) -> None:
         """Keep all changes."""
+        if not self._log:
+            return
+        tell = self._tell if self.feed.active else None
+        told = False
         for change in self._log:
             if change.cleared is not None:
                 self._garbage.append(change.cleared)
-        if self._log:
-            self._table.trim()
-            self._log.clear()
+                if change.wheel:
+                    self._garbage.append(change.wheel)
+            if change.undo is None:
+                if tell is not None:
+                    tell(change)
+                told = True
+        if told and tell is None:
+            self.feed.skip()
+        self._table.trim()
+        self._log.clear()
+
+    def _tell(self, change: Change) -> None:
+        """Have those who watch know of it."""
+        feed = self.feed
+        if change.deadline_only:
+            return
+        if change.cleared is not None:
+            if len(change.cleared) > watches.MANY:
+                feed.skip()
+                return
+            for key in chain.from_iterable(change.cleared.chunks()):
+                feed.note(key, None)
+        elif change.many is not None:
+            if len(change.many) > watches.MANY:
+                feed.skip()
+                return
+            for key, value in change.many.items():
+                feed.note(key, text_of(value))
+        else:
+            feed.note(change.key, None if change.value is None else text_of(change.value))
 
     def roll_back(self, start: int = 0) -> None:
         """Undo the changes from `start` on."""
         while len(self._log) > start:
             change = self._log.pop()
             self.changes = change.count
-            if change.cleared is not None:
+            if change.undo is not None:
+                change.undo()
+            elif change.cleared is not None:
                 self.counters.all_changed()
                 self._garbage.append(self._table)
                 self._table = change.cleared
+                if change.wheel is not None:
+                    self._wheel = change.wheel
             elif change.many is not None:
                 self.counters.changed_many(change.many, len(change.many))
-                for key, before in zip(
-                    reversed(change.many), reversed(change.befores), strict=True
+                for (key, value), before in zip(
+                    reversed(change.many.items()), reversed(change.befores), strict=True
                 ):
-                    _restore(change.table, key, before)
+                    self._restore(change.table, key, value, before)
             elif change.place is not None and change.before is not None:
                 self.counters.changed(change.key)
                 change.table.put_back(change.key, change.before, change.place)
-            else:
+                self._expect_value(change.key, change.before)
+            elif change.value is not None:
                 self.counters.changed(change.key)
-                _restore(change.table, change.key, change.before)
+                self._restore(change.table, change.key, change.value, change.before)
+
+    def _restore(self, table: Table, key: str, value: bytes, before: bytes | None) -> None:
+        """Undo that a key, whose stored value was `before`, has `value`."""
+        if before is None:
+            table.remove(key)
+        else:
+            table.set(key, before)
+        if self._wheel:
+            self._turn_wheel(key, value, None if before is None else deadline_of(before))
+
+    # Keys that expire
+
+    def _expect(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            value = self._table.get(key)
+            if value is not None:
+                self._expect_value(key, value)
+
+    def _expect_value(self, key: str, value: bytes) -> None:
+        deadline = deadline_of(value)
+        if deadline is not None:
+            self._wheel.add(key, deadline)
+
+    @property
+    def expires(self) -> bool:
+        """Whether there may be a key that expires."""
+        return bool(self._wheel)
+
+    @property
+    def next_due(self) -> int | None:
+        """When a key may be due, in milliseconds of the daemon's clock."""
+        return self._wheel.next
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to `reap`."""
+        due = self._wheel.next
+        return due is not None and due <= now_ms()
+
+    def reap(self, most: int) -> list[str]:
+        """Remove keys that are due, `most` at most; those.
+
+        Not while folding, nor while anything is uncommitted.
+        """
+        removed = []
+        now = now_ms()
+        for key in self._wheel.take(now, most):
+            value = self._table.get(key)
+            if value is not None and is_due(value):
+                self._table.remove(key)
+                self.changes += 1
+                self.counters.changed(key)
+                removed.append(key)
+                if self.feed.active:
+                    self.feed.note(key, None)
+            elif value is not None:
+                self._expect_value(key, value)
+        if removed:
+            self._table.trim()
+            if not self.feed.active:
+                self.feed.skip()
+        return removed
 
     # Whole contents
 
@@ -179,27 +383,39 @@ class Store:
         """Whether an adopted batch is not in the table yet."""
         return self._adopted is not None
 
-    def adopt(self, batch: Table, *, clear: bool) -> None:
+    def adopt(self, batch: Table, *, clear: bool, expiring: Iterable[str] = ()) -> None:
         """Have all entries of `batch`, a table for the store alone, at once and committed.
 
-        `clear`: and nothing else. Not while folding, and not while changes are uncommitted.
+        `clear`: and nothing else; then `expiring` are those keys whose values have a deadline.
+        Not while folding, and not while changes are uncommitted.
         """
         self.changes += len(batch)
         if clear:
             self.changes += len(self._table)
             self.counters.all_changed()
-            self._garbage.append(self._table)
-            self._table = batch
+            self._garbage += [self._table, self._wheel]
+            self._table, self._wheel = batch, Wheel()
+            self._expect(expiring)
         else:
             self._adopted = batch
             self.counters.changed_many(chain.from_iterable(batch.chunks()), len(batch))
+        if not clear and self.feed.active and len(batch) <= watches.MANY:
+            for chunk in batch.chunks():
+                for key, value in chunk.items():
+                    self.feed.note(key, text_of(value))
+        else:
+            self.feed.skip()
 
     def fold(self) -> Iterator[None]:
         """Put what was adopted where it belongs, a little at each step."""
         batch = self._adopted
         while batch:
             chunk = batch.take_chunk()
+            if self._wheel:
+                for key, before in zip(chunk, map(self._table.get, chunk), strict=True):
+                    self._turn_wheel(key, before, None)
             self._table.extend(list(chunk), list(chunk.values()))
+            self._expect(key for key, value in chunk.items() if not value[0])
             yield
         self._adopted = None
         if batch is not None:
@@ -217,8 +433,9 @@ class Store:
             yield from table.free()
 
 
-def _restore(table: Table, key: str, before: bytes | None) -> None:
-    if before is None:
-        table.remove(key)
+def _set(effect: Effect, key: str, value: bytes) -> None:
+    if value[0]:
+        effect.expires.pop(key, None)
     else:
-        table.set(key, before)
+        effect.expires[key] = deadline_of(value)
+    effect.sets[key] = text_of(value)

@@ -29,7 +29,7 @@ SHARDS = 1024
 
 _MASK = SHARDS - 1
 
-Entries = tuple[Iterable[str], Iterable[bytes]]
+Entries = tuple[Collection[str], Collection[bytes]]
 """Some keys and their values, in the same order."""
 
 Place = tuple[int, int]

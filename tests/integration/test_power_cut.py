@@ -25,8 +25,8 @@ import zmq
 
 from crashes import Trace, strace
 from pickledbd import records
+from pickledbd.clock import now_ms
 from pickledbd.recovery import recover
-from pickledbd.retries import now_ms
 from pickledbd.snapshot import DataFile, Unreadable
 from support import PATIENCE, Daemon, wait_until
 

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from pickledbd.retries import now_ms
+from pickledbd.clock import now_ms
 
 OLD = {"a": 1, "b": 2, "c": 3}
 DEEP = json.loads("[" * 201 + "]" * 201)

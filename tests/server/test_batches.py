@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from pickledbd import batches
-from pickledbd.retries import now_ms
+from pickledbd.clock import now_ms
 from pickledbd_client import InvalidValue
 from pickledbd_client.calls import Call
 from support import Daemon

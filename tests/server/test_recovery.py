@@ -243,10 +243,10 @@ def test_an_edit_after_a_clean_stop_is_accepted(location):
 def test_a_format_of_another_release_is_refused(location):
     journal = killed(location, *WRITES)
     lines = journal.read_bytes().splitlines(keepends=True)
-    head = {**records.form(lines[0]), "journal": 2}
+    head = {**records.form(lines[0]), "journal": 3}
     lines[0] = records.encode([json.dumps(head).encode()], int(journal.suffix[1:]), 0)
     journal.write_bytes(b"".join(lines))
-    assert "is of format 2, this release reads 1" in refused(location)
+    assert "is of format 3, this release reads up to 2" in refused(location)
 
 
 def three_journals(location):

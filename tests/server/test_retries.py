@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pickledbd import retries
+from pickledbd.clock import now_ms
 from pickledbd.journal import Journal
 from pickledbd.records import Answer
-from pickledbd.retries import Retries, now_ms
+from pickledbd.retries import Retries
 from pickledbd.snapshot import Writing
 from pickledbd_protocol import COMMANDS, ProtocolError, Request, Unavailable
 

@@ -1,0 +1,196 @@
+"""`lock()`: locks that all clients of a database share.
+
+May live here: which thread or task holds which lock of a handle, and the objects that users see.
+What has to go on by itself while a lock is held is the keeper's. A lock is re-entrant: who holds
+it gets it again at once, and gives it back with the last of its releases.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from pickledbd_client import calls
+from pickledbd_client.calls import Call
+from pickledbd_client.keeper import Held, Keeper
+from pickledbd_client.route import Route, generation, leave
+from pickledbd_protocol import InvalidValue, LockLost, RequestTimeout, shown
+
+_starting = threading.Lock()
+os.register_at_fork(after_in_child=_starting._at_fork_reinit)  # type: ignore[attr-defined] # noqa: SLF001 - as the standard library does
+
+
+class Locks:
+    """The locks of a handle."""
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+        self._generation = generation()
+        self._closed = False
+        self._keeper: Keeper | None = None  # until there is a lock
+        self._of_thread = threading.local()
+        self._of_task: weakref.WeakKeyDictionary[Any, dict[str, Held]] = weakref.WeakKeyDictionary()
+
+    def keeper(self) -> Keeper:
+        """This process's; a forked child has one of its own, and none of its parent's locks."""
+        if self._closed:
+            raise self._route.closed()
+        if self._generation != generation():
+            leave([self._keeper])
+            self._keeper = None
+            self._of_thread = threading.local()
+            self._of_task = weakref.WeakKeyDictionary()
+            self._generation = generation()
+        if self._keeper is None:
+            with _starting:
+                if self._keeper is None:
+                    self._keeper = Keeper(self._route)
+                    # Its thread keeps it alive, but not this
+                    weakref.finalize(self, self._keeper.close)
+        return self._keeper
+
+    def of_thread(self) -> dict[str, Held]:
+        """What the calling thread holds."""
+        held: dict[str, Held] | None = getattr(self._of_thread, "held", None)
+        if held is None:
+            held = self._of_thread.held = {}
+        return held
+
+    def of_task(self, task: object) -> dict[str, Held]:
+        """What a task holds."""
+        return self._of_task.setdefault(task, {})
+
+    def patience(self, timeout: float | None) -> float | None:
+        """How long to wait for the answer of a daemon that waits for `timeout` seconds itself."""
+        return self._route.patience(timeout)
+
+    def close(self) -> None:
+        """Let go of all that is held."""
+        self._closed = True
+        if self._keeper is not None:
+            self._keeper.close()
+
+
+class BaseLock:
+    """What Lock and AsyncLock have in common."""
+
+    def __init__(self, locks: Locks, name: Any, ttl: float, timeout: float | None) -> None:
+        self.name = str(name)
+        self._locks = locks
+        self._ttl = ttl
+        self._timeout = timeout
+        calls.ttl_ms(ttl, f"lock {shown(self.name)}")
+        if timeout is not None and not 0 <= timeout < float("inf"):
+            raise InvalidValue(
+                f"lock {shown(self.name)}: the timeout is a number of seconds, 0 or more, or None, "
+                f"not {timeout!r}"
+            )
+
+    def _begin(self, keeper: Keeper) -> tuple[Held, Call[int | None]]:
+        held = keeper.expect(self.name, self._ttl)
+        patience = self._locks.patience(self._timeout)
+        call = calls.lock(
+            self.name,
+            keeper.holder,
+            held.ask,
+            ttl=self._ttl,
+            wait=self._timeout,
+            patience=patience,
+        )
+        return held, call
+
+    def _got(self, keeper: Keeper, held: Held, token: int | None) -> Held:
+        if token is None:
+            raise RequestTimeout(f"lock {shown(self.name)} was not free within {self._timeout} s")
+        held.token = token
+        keeper.keep(held)
+        return held
+
+    def _again(self, mine: dict[str, Held]) -> Held | None:
+        held = mine.get(self.name)
+        if held is not None:
+            self._released(was_held=not held.lost)
+            held.times += 1
+        return held
+
+    def _last(self, mine: dict[str, Held]) -> Held | None:
+        """What is to be released, if it was not taken more often than it was released."""
+        held = mine.get(self.name)
+        if held is None:
+            raise LockLost(f"lock {shown(self.name)} is not held here")
+        held.times -= 1
+        if held.times:
+            return None
+        del mine[self.name]
+        return held
+
+    def _released(self, *, was_held: bool) -> None:
+        if not was_held:
+            raise LockLost(
+                f"lock {shown(self.name)} was lost before it was released: it was not renewed "
+                f"within its {self._ttl} s, so others may have held it meanwhile"
+            )
+
+
+class Lock(BaseLock):
+    """`with db.lock(name) as held:` see PickleDB.lock."""
+
+    def __init__(
+        self,
+        request: Callable[[Call[Any]], Any],
+        locks: Locks,
+        name: Any,
+        ttl: float,
+        timeout: float | None,
+    ) -> None:
+        super().__init__(locks, name, ttl, timeout)
+        self._request = request
+
+    def acquire(self) -> Held:
+        """Wait for the lock. RequestTimeout if it was not free in time."""
+        keeper = self._locks.keeper()
+        mine = self._locks.of_thread()
+        held = self._again(mine)
+        if held is not None:
+            return held
+        held, call = self._begin(keeper)
+        try:
+            token = self._request(call)
+            mine[self.name] = self._got(keeper, held, token)
+        except BaseException:
+            mine.pop(self.name, None)
+            keeper.give_up(held)
+            raise
+        return held
+
+    def release(self) -> None:
+        """Give it back. LockLost if it was not held any more."""
+        keeper = self._locks.keeper()
+        held = self._last(self._locks.of_thread())
+        if held is None:
+            return
+        try:
+            was_held = self._request(keeper.drop(held))
+        except BaseException:
+            keeper.give_up(held)
+            raise
+        self._released(was_held=was_held)
+
+    def __enter__(self) -> Held:
+        return self.acquire()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.release()
+        except Exception:
+            if exc_type is None:  # else that is what the user is to hear of
+                raise

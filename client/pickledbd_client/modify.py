@@ -1,0 +1,39 @@
+"""`modify()`: read, change, write, again and again until nobody has interfered.
+
+May live here: what is asked next, without I/O. A generator that yields the calls to be asked, and
+seconds to be waited; PickleDB and AsyncPickleDB do both in their own ways.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator
+from typing import Any
+
+from pickledbd_client import calls
+from pickledbd_client.calls import Call
+from pickledbd_protocol import Conflict, shown
+
+PAUSE_SECONDS = 0.001
+PAUSE_SECONDS_MAX = 0.1
+"""The longest pause after the first attempt that failed, which doubles with each, up to this. The
+pause itself is random ("full jitter": M. Brooker, "Exponential Backoff And Jitter", 2015)."""
+
+Steps = Generator[Call[Any] | float, Any, Any]
+
+
+def modify(key: str, fn: Callable[[Any], Any], default: Any, tries: int) -> Steps:
+    """Returns what `fn` made of the value. Conflict after so many `tries`."""
+    longest = PAUSE_SECONDS
+    for attempt in range(tries):
+        if attempt:
+            yield random.uniform(0, longest)  # noqa: S311 - no secret
+            longest = min(2 * longest, PAUSE_SECONDS_MAX)
+        value, version = yield calls.get_versioned(key)
+        changed = fn(value if version else default)
+        if (yield calls.cas(key, version, changed, keep_ttl=True)):
+            return changed
+    raise Conflict(
+        f"modify of key {shown(key)} gave up after {tries} tries: each time somebody else had "
+        "changed it meanwhile; nothing was changed"
+    )

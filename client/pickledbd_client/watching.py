@@ -1,0 +1,111 @@
+"""`watch()`: the changes that others make, one after the other.
+
+May live here: what is asked next, and what becomes of the answers, without I/O; and around that
+the iterator. Nothing is polled: the daemon answers when there is something to tell.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from pickledbd_client import calls
+from pickledbd_client.calls import Call, Some
+
+
+class Change(NamedTuple):
+    """One key was set or removed (or has expired)."""
+
+    key: str
+    value: Any
+    """None if it was removed."""
+    removed: bool
+    seq: int
+    """Grows with every change; to go on from here later: `watch(prefix, since=seq)`."""
+
+
+@dataclass(frozen=True)
+class Resync:
+    """The changes since the last are not known any more: go on from this instead.
+
+    Because the watcher was too far behind, because very much was changed at once, or because the
+    daemon was started again.
+    """
+
+    items: dict[str, Any]
+    """All items whose keys have the prefix, at one moment."""
+    seq: int
+    """Of that moment; changes after it follow."""
+
+
+class Watching:
+    """A watch without I/O: `ask` what `call` tells until there is something `found`."""
+
+    def __init__(self, prefix: Any, since: int | None) -> None:
+        self.watcher = uuid.uuid4().hex
+        self.found: deque[Change | Resync] = deque()
+        self.closed = False
+        self._prefix = str(prefix)
+        self._since = since
+        self._lost = False
+
+    def call(self) -> Call[Any]:
+        if self._lost:
+            return calls.snapshot(Some(self._prefix))
+        return calls.watch(self._prefix, self._since, self.watcher)
+
+    def take(self, answer: Any) -> None:
+        if self._lost:
+            items, self._since = answer
+            self._lost = False
+            self.found.append(Resync(items, answer[1]))
+            return
+        self._lost = answer.get("resync", False)
+        self._since = answer.get("seq", self._since)
+        for seq, key, *value in answer.get("changes", ()):
+            self.found.append(Change(key, value[0] if value else None, not value, seq))
+
+
+class Watch:
+    """An iterator of Change and, where changes were missed, Resync. It ends when it is closed."""
+
+    def __init__(self, request: Callable[[Call[Any]], Any], prefix: Any, since: int | None) -> None:
+        self._request = request
+        self._watching = Watching(prefix, since)
+        if since is None:
+            self._ask()  # so that what happens from now on is told
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Change | Resync:
+        watching = self._watching
+        while not watching.closed:
+            if watching.found:
+                return watching.found.popleft()
+            self._ask()
+        raise StopIteration
+
+    def _ask(self) -> None:
+        self._watching.take(self._request(self._watching.call()))
+
+    def close(self) -> None:
+        """End the iteration, also where another thread waits for its next step."""
+        if not self._watching.closed:
+            self._watching.closed = True
+            self._request(calls.unwatch(self._watching.watcher))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

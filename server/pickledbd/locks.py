@@ -1,0 +1,286 @@
+"""Locks: who holds one, who waits for it, and until when.
+
+May live here: the state and its rules (SPEC.md, Locks), no sockets and no files. A lock is named,
+and held by an *ask*, which its *holder*, a process with a connection of its own, has numbered. It
+is a lease: it ends at its deadline unless the holder keeps it, and at once when the holder's
+connection is lost, and is then given to the ask that waits longest. Each grant has a *fencing
+token* that is higher than all before it, after Kleppmann ("How to do distributed locking", 2016):
+a write that names the token is refused once the lock is lost.
+
+What a restart does: locks that are held stay so, with their time beginning anew, so that holders
+that live can come back. Who waited asks again, and takes its place by when it first did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pickledbd.clock import now_ms
+from pickledbd.wheel import Wheel
+from pickledbd_protocol import LockLost, ProtocolError, shown
+
+Peer = bytes
+
+Ask = tuple[str, int]
+"""A holder, and its number of the ask."""
+
+
+@dataclass(slots=True)
+class Lock:
+    """A lock that is held."""
+
+    name: str
+    holder: str
+    ask: int
+    token: int
+    ttl_ms: int
+    deadline: int = 0
+
+
+@dataclass(slots=True)
+class Waiter:
+    """An ask that waits, and the request to be answered."""
+
+    name: str
+    ask: Ask
+    ttl_ms: int
+    peer: Peer
+    request_id: int
+    since: int
+    until: int | None
+
+
+Undo = Callable[[], None]
+
+
+class Locks:
+    """All locks of a daemon, by its clock."""
+
+    def __init__(self) -> None:
+        self.fence = 0
+        """The highest token so far."""
+        self.gave_up: list[Waiter] = []
+        """Those who wait no longer, and have to be answered so."""
+        self.changes = 0
+        """How often a lock was granted, or ended."""
+        self._held: dict[str, Lock] = {}
+        self._by_ask: dict[Ask, Lock] = {}
+        self._by_token: dict[int, Lock] = {}
+        self._queues: dict[str, dict[Ask, Waiter]] = {}
+        self._waiting: dict[Ask, Waiter] = {}
+        self._asked_by: dict[Peer, dict[Ask, None]] = {}  # what waits
+        self._connections: dict[str, Peer] = {}  # of holders
+        self._ends: Wheel[str] = Wheel()  # locks
+        self._patience: Wheel[Ask] = Wheel()
+        self._free: dict[str, None] = {}  # names of those that may have to be given to somebody
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def waiting(self) -> int:
+        """How many asks wait."""
+        return len(self._waiting)
+
+    # Requests
+
+    def ask(self, waiter: Waiter) -> int | None:
+        """Have `waiter` wait, unless its ask was granted before: then its token."""
+        held = self._by_ask.get(waiter.ask)
+        before = self._waiting.get(waiter.ask)  # by a connection that its client gave up
+        if any(known is not None and known.name != waiter.name for known in (held, before)):
+            raise ProtocolError(
+                f"lock: ask {waiter.ask[1]} of this holder is not for {shown(waiter.name)}; "
+                "each lock needs an ask of its own"
+            )
+        if held is not None:
+            return held.token
+        if before is not None:
+            waiter.since = min(waiter.since, before.since)
+            self.forget(before.ask)
+        self._enqueue(waiter)
+        if waiter.until is not None:
+            self._patience.add(waiter.ask, waiter.until)
+        if waiter.name not in self._held:
+            self._free[waiter.name] = None
+        return None
+
+    def _enqueue(self, waiter: Waiter) -> None:
+        self._waiting[waiter.ask] = waiter
+        self._asked_by.setdefault(waiter.peer, {})[waiter.ask] = None
+        queue = self._queues.setdefault(waiter.name, {})
+        queue[waiter.ask] = waiter
+        if len(queue) > 1 and any(waiter.since < other.since for other in queue.values()):
+            self._queues[waiter.name] = dict(sorted(queue.items(), key=lambda each: each[1].since))
+
+    def forget(self, ask: Ask) -> None:
+        """Have `ask` wait no longer."""
+        waiter = self._waiting.pop(ask, None)
+        if waiter is not None:
+            queue = self._queues[waiter.name]
+            del queue[ask]
+            if not queue:
+                del self._queues[waiter.name]
+            asked = self._asked_by[waiter.peer]
+            del asked[ask]
+            if not asked:
+                del self._asked_by[waiter.peer]
+
+    def release(self, name: str, ask: Ask) -> Undo | None:
+        """End what `ask` holds, or its waiting; None if it held nothing, else how to undo it."""
+        waiter = self._waiting.get(ask)
+        if waiter is not None:
+            self.forget(ask)
+            self.gave_up.append(waiter)
+        lock = self._by_ask.get(ask)
+        if lock is None or lock.name != name or lock.deadline <= now_ms():
+            return None
+        self._end(lock)
+        return lambda: self._begin(lock)
+
+    def keep(self, peer: Peer, holder: str, asks: Iterable[int]) -> list[int]:
+        """Have these `asks` of a holder hold for another ttl; those that hold nothing any more.
+
+        Whatever it holds ends with the connection of `peer`.
+        """
+        self._connections[holder] = peer
+        now = now_ms()
+        lost = []
+        for number in asks:
+            lock = self._by_ask.get((holder, number))
+            if lock is None or lock.deadline <= now:
+                lost.append(number)
+            else:
+                lock.deadline = now + lock.ttl_ms
+        return lost
+
+    def demand(self, token: int) -> None:
+        """LockLost unless `token` is that of a lock that is held."""
+        lock = self._by_token.get(token)
+        if lock is None or lock.deadline <= now_ms():
+            raise LockLost(
+                f"nothing was changed: the lock whose token is {token} is not held any more "
+                "(it was released, or not renewed in time)"
+            )
+
+    # What comes of them
+
+    @property
+    def next(self) -> int | None:
+        """When `overdue` is to be called; None if nothing is due."""
+        return min(
+            (at for at in (self._ends.next, self._patience.next) if at is not None), default=None
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether there may be somebody to be granted something."""
+        return bool(self._free)
+
+    def overdue(self) -> list[Lock]:
+        """End the locks whose time is over, and the waiting of whose it is; the former."""
+        now = now_ms()
+        ended = []
+        for name in self._ends.take(now, len(self._held) + 1):
+            lock = self._held.get(name)
+            if lock is not None and lock.deadline <= now:
+                self._end(lock)
+                ended.append(lock)
+            elif lock is not None:  # it was kept
+                self._ends.add(name, lock.deadline)
+        for ask in self._patience.take(now, len(self._waiting) + 1):
+            waiter = self._waiting.get(ask)
+            if waiter is not None and waiter.until is not None and waiter.until <= now:
+                self.forget(ask)
+                self.gave_up.append(waiter)
+        return ended
+
+    def gone(self, peer: Peer) -> list[Lock]:
+        """The connection of `peer` was lost: end what it waits for and holds; the latter."""
+        for ask in list(self._asked_by.get(peer, ())):
+            self.forget(ask)
+        holders = {holder for holder, its in self._connections.items() if its == peer}
+        if not holders:
+            return []
+        for holder in holders:
+            del self._connections[holder]
+        ended = [lock for lock in self._held.values() if lock.holder in holders]
+        for lock in ended:
+            self._end(lock)
+        for ask in [ask for ask in self._waiting if ask[0] in holders]:
+            self.forget(ask)
+        return ended
+
+    def grants(self) -> Iterator[tuple[Waiter, Lock, Undo]]:
+        """Grant what is free to those who wait longest."""
+        while self._free:
+            name, _ = self._free.popitem()
+            queue = self._queues.get(name)
+            if not queue or name in self._held:
+                continue
+            waiter = next(iter(queue.values()))
+            self.forget(waiter.ask)
+            now = now_ms()
+            # Also where nothing was kept of those before, as in --durability save, it is higher
+            self.fence = max(self.fence + 1, now)
+            lock = Lock(name, *waiter.ask, self.fence, waiter.ttl_ms, now + waiter.ttl_ms)
+            self._begin(lock)
+
+            def undo(waiter: Waiter = waiter, lock: Lock = lock) -> None:
+                self._end(lock)
+                self._enqueue(waiter)
+
+            yield waiter, lock, undo
+
+    def _begin(self, lock: Lock) -> None:
+        self.changes += 1
+        self._held[lock.name] = lock
+        self._by_ask[lock.holder, lock.ask] = lock
+        self._by_token[lock.token] = lock
+        self._free.pop(lock.name, None)
+        self._ends.add(lock.name, lock.deadline)
+
+    def _end(self, lock: Lock) -> None:
+        self.changes += 1
+        del self._held[lock.name]
+        del self._by_ask[lock.holder, lock.ask]
+        del self._by_token[lock.token]
+        self._free[lock.name] = None
+
+    # Over a restart
+
+    def told(self) -> dict[str, Any]:
+        """What the next daemon has to know."""
+        return {"fence": self.fence, "locks": [told_of(lock) for lock in self._held.values()]}
+
+    def restore(self, told: Mapping[str, Any]) -> None:
+        """Know what was `told`, and hold what was held for another ttl."""
+        self.fence = max(self.fence, told["fence"])
+        for each in told["locks"]:
+            self.granted(each)
+
+    def granted(self, told: Mapping[str, Any]) -> None:
+        """Know of a grant."""
+        self.released(told["name"])
+        self._begin(Lock(**told, deadline=now_ms() + told["ttl_ms"]))
+        self.fence = max(self.fence, told["token"])
+
+    def released(self, name: str) -> None:
+        """Know that nobody holds it."""
+        lock = self._held.get(name)
+        if lock is not None:
+            self._end(lock)
+
+    def begin(self) -> None:
+        """Have the time of all that is held begin now, when it can be kept again."""
+        for lock in self._held.values():
+            lock.deadline = now_ms() + lock.ttl_ms
+
+
+def told_of(lock: Lock) -> dict[str, Any]:
+    """What a record tells of a grant."""
+    about = asdict(lock)
+    del about["deadline"]
+    return about

@@ -1,0 +1,221 @@
+"""Watching: the newest changes, and who waits for further ones.
+
+May live here: the *feed*, which holds committed changes by their *sequence*, and the requests that
+are parked until there is one for them (SPEC.md, Watching). No sockets. The feed is bounded: who
+asks for what it does not hold any more is told to resync. A sequence is never used twice, also not
+by the next daemon: it begins with the microseconds that the clock shows.
+
+While nobody watches, nothing is held, and a change costs no more than a comparison.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import orjson
+
+from pickledbd.clock import now_ms
+
+Peer = bytes
+
+CHANGES_MAX = 2**17
+"""Changes that the feed holds."""
+
+BYTES_MAX = 64 * 2**20
+"""Bytes of their keys and values, at most."""
+
+MANY = 10_000
+"""Changes made at once beyond which they are not told one by one."""
+
+TOLD_AT_ONCE = 1000
+"""Changes in an answer, at most."""
+
+TOLD_BYTES = 2**18
+"""Bytes of an answer beyond which it is not made larger."""
+
+LOOKED_AT_ONCE = 5000
+"""Changes that are looked at for one request, at most."""
+
+IDLE_SECONDS = 60.0
+"""How long after the last watcher has gone its changes are still held, for it to come back."""
+
+Change = tuple[str, bytes | None]
+"""A key, and the text of its value; None if it was removed."""
+
+
+@dataclass(slots=True)
+class _Parked:
+    """A request that waits for a change."""
+
+    prefix: str
+    since: int
+    watcher: str
+
+
+class Feed:
+    """The changes, and the requests that wait for them."""
+
+    def __init__(self) -> None:
+        self._sequence = now_ms() * 1000  # of the newest change
+        self._changes: list[Change | None] = []
+        self._first = 0  # in that list; what stands before was given up
+        self._bytes = 0
+        self._parked: dict[tuple[Peer, int], _Parked] = {}
+        self._by_prefix: dict[str, dict[tuple[Peer, int], None]] = {}
+        self._watchers: dict[str, dict[tuple[Peer, int], None]] = {}
+        self._lengths: dict[int, int] = {}  # of prefixes, each with their number
+        self._woken: dict[tuple[Peer, int], None] = {}
+        self._told = self._sequence  # up to here all who are parked were told
+        self.active = False
+        """Whether changes are to be noted one by one."""
+        self._idle_since = 0.0
+
+    def __len__(self) -> int:
+        return len(self._parked)
+
+    @property
+    def sequence(self) -> int:
+        """Of the newest change."""
+        return self._sequence
+
+    # For the store
+
+    def note(self, key: str, value: bytes | None) -> None:
+        """A change was committed. Only while it is `active`."""
+        self._sequence += 1
+        self._changes.append((key, value))
+        self._bytes += len(key) + (0 if value is None else len(value))
+        for length in self._lengths:
+            for parked in self._by_prefix.get(key[:length], ()):
+                self._woken[parked] = None
+        if self._bytes > BYTES_MAX or len(self._changes) - self._first > CHANGES_MAX:
+            self._trim()
+
+    def skip(self) -> None:
+        """Changes were committed that are not told one by one."""
+        self._sequence += 1
+        self._changes.clear()
+        self._first = self._bytes = 0
+        self._woken.update(dict.fromkeys(self._parked))
+
+    def _trim(self) -> None:
+        while self._bytes > BYTES_MAX or len(self._changes) - self._first > CHANGES_MAX:
+            gone, self._changes[self._first] = self._changes[self._first], None
+            self._first += 1
+            if gone is not None:
+                self._bytes -= len(gone[0]) + (0 if gone[1] is None else len(gone[1]))
+        if self._first > CHANGES_MAX:
+            del self._changes[: self._first]
+            self._first = 0
+
+    # For the engine
+
+    @property
+    def restless(self) -> bool:
+        """Whether there is somebody to be answered."""
+        return bool(self._woken)
+
+    def ask(
+        self, peer: Peer, request_id: int, *, prefix: str, since: int | None, watcher: str
+    ) -> bytes | None:
+        """The answer to a request, or None if it is parked."""
+        self.active = True
+        if since is None:
+            return self._answer([])
+        if self._lacks(since):
+            return self._resync()
+        found, upto = self._since(since, prefix)
+        if found or upto < self._sequence:
+            return self._answer(found, upto)
+        parked = peer, request_id
+        if parked not in self._parked:
+            self._parked[parked] = _Parked(prefix, since, watcher)
+            self._watchers.setdefault(watcher, {})[parked] = None
+            self._by_prefix.setdefault(prefix, {})[parked] = None
+            self._lengths[len(prefix)] = self._lengths.get(len(prefix), 0) + 1
+        return None
+
+    def answers(self) -> Iterable[tuple[Peer, int, bytes]]:
+        """The answers to those whom the changes since the last call concern."""
+        woken, self._woken = self._woken, {}
+        told, self._told = self._told, self._sequence
+        known: dict[tuple[str, int], bytes] = {}
+        for parked in woken:
+            if parked not in self._parked:
+                continue
+            prefix = self._parked[parked].prefix
+            since = max(self._parked[parked].since, told)
+            answer = known.get((prefix, since))
+            if answer is None:
+                lost = self._lacks(since)
+                answer = self._resync() if lost else self._answer(*self._since(since, prefix))
+                known[prefix, since] = answer
+            self._forget(parked)
+            yield *parked, answer
+
+    def leave(self, watcher: str) -> list[tuple[Peer, int]]:
+        """Have the requests of a watcher wait no longer; these."""
+        left = list(self._watchers.get(watcher, ()))
+        for parked in left:
+            self._forget(parked)
+        return left
+
+    def gone(self, peer: Peer) -> None:
+        """The connection of `peer` was lost."""
+        for parked in [parked for parked in self._parked if parked[0] == peer]:
+            self._forget(parked)
+
+    def _forget(self, parked: tuple[Peer, int]) -> None:
+        known = self._parked.pop(parked)
+        for index, name in ((self._by_prefix, known.prefix), (self._watchers, known.watcher)):
+            del index[name][parked]
+            if not index[name]:
+                del index[name]
+        length = len(known.prefix)
+        self._lengths[length] -= 1
+        if not self._lengths[length]:
+            del self._lengths[length]
+
+    def upkeep(self) -> None:
+        """Hold no changes if nobody has watched for long."""
+        now = time.monotonic()
+        if self._parked or not self.active:
+            self._idle_since = now
+        elif now - self._idle_since > IDLE_SECONDS:
+            self.active = False
+            self.skip()
+
+    def _lacks(self, since: int) -> bool:
+        held = len(self._changes) - self._first
+        return not self._sequence - held <= since <= self._sequence
+
+    def _since(self, since: int, prefix: str) -> tuple[list[tuple[int, Change]], int]:
+        """The changes of the prefix, and up to which sequence that are all."""
+        found: list[tuple[int, Change]] = []
+        size = 0
+        start = len(self._changes) - (self._sequence - since)
+        for change in self._changes[start : start + LOOKED_AT_ONCE]:
+            since += 1
+            if change is not None and change[0].startswith(prefix):
+                found.append((since, change))
+                size += 0 if change[1] is None else len(change[1])
+                if len(found) >= TOLD_AT_ONCE or size >= TOLD_BYTES:
+                    break
+        return found, since
+
+    def _answer(self, found: list[tuple[int, Change]], upto: int | None = None) -> bytes:
+        texts = (
+            b"[%d,%b]" % (sequence, orjson.dumps(key))
+            if value is None
+            else b"[%d,%b,%b]" % (sequence, orjson.dumps(key), value)
+            for sequence, (key, value) in found
+        )
+        return b'{"changes":[%b],"seq":%d}' % (
+            b",".join(texts),
+            self._sequence if upto is None else upto,
+        )
+
+    def _resync(self) -> bytes:
+        return b'{"resync":true,"seq":%d}' % self._sequence

@@ -1,0 +1,183 @@
+"""Names by the time at which they are due, found without looking at the rest.
+
+May live here: that structure. After hierarchical timing wheels (Varghese and Lauck, 1987), with a
+heap in place of the wheel. Times are the daemon's clock's, in milliseconds. What is due soon
+stands in a bucket of its millisecond; what is due later, in one of many seconds, and is moved on
+before its time comes. No step takes long, however many names are due at once: a large bucket is
+many dicts, each of which stays small enough to grow quickly, and none of interest to the
+garbage collector.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable, Iterator
+from itertools import chain
+from typing import Generic, TypeVar
+
+from pickledbd.clock import now_ms
+
+Name = TypeVar("Name", bound=Hashable)
+
+FAR_MS = 2**14
+"""The width of the buckets for later, and how long before its beginning such a one is moved on."""
+
+LARGE = 4096
+"""Names in a bucket that is one dict."""
+
+SHARDS = 256
+
+
+class _Bucket(Generic[Name]):
+    """Names, each with its time."""
+
+    __slots__ = ("_shards", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._shards: list[dict[Name, int]] = [{}]
+
+    def add(self, name: Name, at: int) -> None:
+        shard = self._shards[hash(name) & (len(self._shards) - 1)]
+        if name not in shard:
+            self.count += 1
+        shard[name] = at
+        if self.count > LARGE and len(self._shards) == 1:
+            self._shards = [{} for _ in range(SHARDS)]
+            for each in shard:
+                self._shards[hash(each) & (SHARDS - 1)][each] = shard[each]
+
+    def discard(self, name: Name, at: int) -> bool:
+        shard = self._shards[hash(name) & (len(self._shards) - 1)]
+        if shard.get(name) != at:
+            return False
+        del shard[name]
+        self.count -= 1
+        return True
+
+    def take(self) -> tuple[Name, int]:
+        """Remove one of those that there are."""
+        self.count -= 1
+        return next(shard for shard in self._shards if shard).popitem()
+
+    def times(self) -> Iterator[int]:
+        return chain.from_iterable(shard.values() for shard in self._shards)
+
+
+class _Level(Generic[Name]):
+    """Buckets by their time, the earliest first."""
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, _Bucket[Name]] = {}
+        self.times: list[int] = []
+
+    def add(self, name: Name, at: int, bucket_at: int) -> None:
+        bucket = self.buckets.get(bucket_at)
+        if bucket is None:
+            bucket = self.buckets[bucket_at] = _Bucket()
+            heapq.heappush(self.times, bucket_at)
+        bucket.add(name, at)
+
+    def pop(self) -> tuple[int, _Bucket[Name]]:
+        at = heapq.heappop(self.times)
+        return at, self.buckets.pop(at)
+
+
+class Wheel(Generic[Name]):
+    """Names, each due at the time that it was added with."""
+
+    def __init__(self) -> None:
+        self._near: _Level[Name] = _Level()
+        self._far: _Level[Name] = _Level()
+        self._due: dict[int, _Bucket[Name]] = {}  # buckets of `near` whose time has come
+        self._moving: dict[int, _Bucket[Name]] = {}  # and those of `far` that are moved on
+        self._overdue = 0  # names in the former
+
+    def __bool__(self) -> bool:
+        return bool(self._near.times or self._far.times or self._due or self._moving)
+
+    def add(self, name: Name, at: int) -> None:
+        """Have `name` due at that time."""
+        if at - now_ms() >= 2 * FAR_MS:
+            self._far.add(name, at, _far(at))
+        elif at in self._due:
+            self._overdue -= self._due[at].count
+            self._due[at].add(name, at)
+            self._overdue += self._due[at].count
+        else:
+            self._near.add(name, at, at)
+
+    def discard(self, name: Name, at: int) -> None:
+        """Forget `name`, if it was added with that time."""
+        for buckets, bucket_at in (
+            (self._near.buckets, at),
+            (self._far.buckets, _far(at)),
+            (self._moving, _far(at)),
+        ):
+            bucket = buckets.get(bucket_at)
+            if bucket is not None and bucket.discard(name, at):
+                return
+        if at in self._due and self._due[at].discard(name, at):
+            self._overdue -= 1
+
+    @property
+    def next(self) -> int | None:
+        """When there is something to `take`, or to be moved on; None if there is nothing."""
+        if self._due or self._moving:
+            return 0
+        times = [*self._near.times[:1], *(at - FAR_MS for at in self._far.times[:1])]
+        return min(times, default=None)
+
+    def overdue(self, now: int) -> int:
+        """How many names are due at `now`."""
+        self._advance(now)
+        late = (bucket for at, bucket in self._moving.items() if at <= now)
+        return self._overdue + sum(at <= now for bucket in late for at in bucket.times())
+
+    def take(self, now: int, most: int) -> list[Name]:
+        """Remove names that are due at `now`, in a time that is bounded by `most`."""
+        self._advance(now)
+        for at, bucket in list(self._moving.items())[:1]:
+            while bucket.count and most:
+                name, its = bucket.take()
+                self.add(name, its)
+                most -= 1
+            if not bucket.count:
+                del self._moving[at]
+        taken: list[Name] = []
+        while self._due and len(taken) < most:
+            at = next(iter(self._due))
+            bucket = self._due[at]
+            while bucket.count and len(taken) < most:
+                taken.append(bucket.take()[0])
+                self._overdue -= 1
+            if not bucket.count:
+                del self._due[at]
+        return taken
+
+    def _advance(self, now: int) -> None:
+        """Know what is due at `now`."""
+        while self._far.times and self._far.times[0] - FAR_MS <= now:
+            at, bucket = self._far.pop()
+            if bucket.count:
+                self._moving[at] = bucket
+        while self._near.times and self._near.times[0] <= now:
+            at, bucket = self._near.pop()
+            if bucket.count:
+                self._due[at] = bucket
+                self._overdue += bucket.count
+
+    viewed = False  # as a table has it: whether it must not be freed yet
+
+    def free(self) -> Iterator[None]:
+        """Give the memory back, a little at each step."""
+        for buckets in (self._near.buckets, self._far.buckets, self._due, self._moving):
+            while buckets:
+                _, bucket = buckets.popitem()
+                while bucket.count:
+                    bucket.take()
+                    yield
+
+
+def _far(at: int) -> int:
+    return at // FAR_MS * FAR_MS
