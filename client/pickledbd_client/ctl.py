@@ -1,4 +1,4 @@
-"""`pickledbctl`: the database for people and shell scripts.
+"""`pickledbctl`: the database for people and shell scripts. What its commands do: ctl_commands.
 
 Values are JSON. Exit status: 0 done, 1 no such key, 2 usage, 3 an error, told in one line.
 """
@@ -9,25 +9,15 @@ import argparse
 import contextlib
 import os
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from pickledbd_client import ctl_commands
+from pickledbd_client.ctl_commands import DONE, FAILED
 from pickledbd_client.database import PickleDB
 from pickledbd_client.route import DEFAULT_ENDPOINT
-from pickledbd_protocol import (
-    PickleDBError,
-    __version__,
-    check_integers,
-    encode_value,
-    restore,
-    shown,
-)
-
-DONE, NO_SUCH_KEY, FAILED = 0, 1, 3  # argparse itself exits with 2 on wrong usage
+from pickledbd_protocol import PickleDBError, __version__
 
 _EPILOG = f"""\
 Without -f and -e, $PICKLEDBD_URL is used (a path or an endpoint), else the system service at
@@ -39,12 +29,18 @@ values:
   string or bytes as they are.
 
 exit status:
-  0 done   1 the key is not there   2 wrong usage   3 an error, told in one line on stderr
+  0 done   1 the key is not there, or not of that version, or the lock not free in time
+  2 wrong usage   3 an error, told in one line on stderr
+  `lock` has that of its command
 
 examples:
   pickledbctl -f my.db set greeting "Hello, world!"
+  pickledbctl -f my.db set session:42 '{{"user": "Ann"}}' --ttl 3600
   pickledbctl -f my.db get greeting
-  pickledbctl -f my.db all | wc -l
+  pickledbctl -f my.db incr hits
+  pickledbctl -f my.db all --prefix user: | wc -l
+  pickledbctl -f my.db watch user:
+  pickledbctl -f my.db lock nightly --timeout 0 -- ./report.sh
   pickledbctl info
 """
 
@@ -75,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+Command = Callable[[str, Any, str], argparse.ArgumentParser]
+"""Adds a command, by its name, what it does, and what is said about it."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pickledbctl",
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "-t",
         "--timeout",
         metavar="SECONDS",
-        type=_timeout,
+        type=_seconds,
         default=30.0,
         help="how long to wait for an answer (default: 30)",
     )
@@ -112,23 +112,105 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = command("set", _set, "store a value under a key")
+    for add in (_add_values, _add_keys, _add_others):
+        add(command)
+    return parser
+
+
+def _add_values(command: Command) -> None:
+    sub = command("set", ctl_commands.set_, "store a value under a key")
     sub.add_argument("key", metavar="KEY")
     sub.add_argument("value", metavar="VALUE", help='JSON, else the string itself; "-": from stdin')
-    sub = command("get", _get, "print the value of a key, as JSON")
+    sub.add_argument("--ttl", metavar="SECONDS", type=_seconds, help="the key is gone after these")
+    _fenced(sub)
+    sub = command("get", ctl_commands.get, "print the value of a key, as JSON")
     sub.add_argument("key", metavar="KEY")
-    sub.add_argument("-r", "--raw", action="store_true", help="print a string or bytes as they are")
-    sub = command("all", _all, "print all keys, one a line, in the order of their insertion")
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("-r", "--raw", action="store_true", help="print a string or bytes as they are")
+    how.add_argument(
+        "--versioned", action="store_true", help="print an object of its value and its version"
+    )
+    sub = command("cas", ctl_commands.cas, "store a value if the key's is still of a version")
+    sub.add_argument("key", metavar="KEY")
+    sub.add_argument(
+        "version", metavar="VERSION", help="of `get --versioned`; 0: there is no such key"
+    )
+    sub.add_argument("value", metavar="VALUE", help="as of `set`")
+    sub.add_argument("--ttl", metavar="SECONDS", type=_seconds, help="the key is gone after these")
+    _fenced(sub)
+    sub = command("incr", ctl_commands.incr, "add to a number and print the sum")
+    sub.add_argument("key", metavar="KEY")
+    sub.add_argument("by", metavar="BY", type=_number, nargs="?", default=1, help="(default: 1)")
+    sub.add_argument(
+        "--default", metavar="N", type=_number, default=0, help="if there is no such key (0)"
+    )
+    _fenced(sub)
+
+
+def _add_keys(command: Command) -> None:
+    sub = command("all", ctl_commands.all_, "print keys, one a line, in order of insertion")
+    _some(sub)
     sub.add_argument("--json", action="store_true", help="print them as one JSON array")
-    sub = command("remove", _remove, "remove a key")
+    sub = command("items", ctl_commands.items, "print items, as an object of key and value a line")
+    _some(sub)
+    sub = command("remove", ctl_commands.remove, "remove a key")
     sub.add_argument("key", metavar="KEY")
-    sub = command("purge", _purge, "remove everything")
+    _fenced(sub)
+    sub = command("pop", ctl_commands.pop, "remove a key and print its value, as JSON")
+    sub.add_argument("key", metavar="KEY")
+    _fenced(sub)
+    sub = command("purge", ctl_commands.purge, "remove everything")
     sub.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    command("save", _save, "have everything on disk")
-    sub = command("info", _info, "tell about the daemon")
+    sub = command(
+        "ttl", ctl_commands.ttl, "print the seconds until a key is gone; - if it lives on"
+    )
+    sub.add_argument("key", metavar="KEY")
+    sub = command("expire", ctl_commands.expire, "have a key be gone after some time")
+    sub.add_argument("key", metavar="KEY")
+    sub.add_argument("seconds", metavar="SECONDS", type=_seconds)
+    sub = command("persist", ctl_commands.persist, "have a key not expire")
+    sub.add_argument("key", metavar="KEY")
+
+
+def _add_others(command: Command) -> None:
+    sub = command(
+        "lock",
+        ctl_commands.lock,
+        "run a command while holding a lock, whose token is in its environment (PICKLEDBD_TOKEN)",
+    )
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--ttl", metavar="SECONDS", type=_seconds, default=30.0, help="(default: 30)")
+    sub.add_argument(
+        "--timeout",
+        dest="wait",
+        metavar="SECONDS",
+        type=_wait,
+        help="wait no longer than that; 0: not at all",
+    )
+    sub.add_argument("argv", metavar="COMMAND", nargs="+", help="put -- before it")
+    sub = command("watch", ctl_commands.watch, "print each change, as an object a line; to Ctrl+C")
+    sub.add_argument("prefix", metavar="PREFIX", nargs="?", default="")
+    sub.add_argument("--since", metavar="SEQ", type=int, help="begin after this `seq`")
+    command("save", ctl_commands.save, "have everything on disk")
+    sub = command("info", ctl_commands.info, "tell about the daemon")
     sub.add_argument("--json", action="store_true", help="print it as JSON")
-    command("ping", _ping, "tell whether the daemon answers, and how fast")
-    return parser
+    command("ping", ctl_commands.ping, "tell whether the daemon answers, and how fast")
+
+
+def _fenced(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--token",
+        metavar="TOKEN",
+        type=int,
+        help="only if the lock of this token is held ($PICKLEDBD_TOKEN under `lock`)",
+    )
+
+
+def _some(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("-p", "--prefix", default="", help="only keys that begin with this")
+    sub.add_argument(
+        "-g", "--glob", help="only keys that match this: *, ?, [a-z], [!a-z]; put it in quotes"
+    )
 
 
 def _endpoint(text: str) -> str:
@@ -137,120 +219,22 @@ def _endpoint(text: str) -> str:
     return text
 
 
-def _timeout(text: str) -> float:
+def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise ValueError
     return value
 
 
-# The commands. Each takes the database and the parsed arguments and returns an exit status.
+def _wait(text: str) -> float:
+    return 0.0 if float(text) == 0 else _seconds(text)
 
 
-def _set(db: PickleDB, options: argparse.Namespace) -> int:
-    text = sys.stdin.read() if options.value == "-" else options.value
-    db.set(options.key, _typed(text))
-    return DONE
-
-
-def _get(db: PickleDB, options: argparse.Namespace) -> int:
+def _number(text: str) -> float:
     try:
-        value = db[options.key]
-    except KeyError:
-        print(f"pickledbctl: no key {shown(options.key)} in {db.location}", file=sys.stderr)
-        return NO_SUCH_KEY
-    if options.raw and isinstance(value, bytes):
-        _write(value)
-    elif options.raw and isinstance(value, str):
-        _write(value.encode())
-    else:
-        _write(encode_value(options.key, value) + b"\n")
-    return DONE
-
-
-def _all(db: PickleDB, options: argparse.Namespace) -> int:
-    keys = db.all()
-    _write(
-        orjson.dumps(keys) + b"\n" if options.json else "".join(f"{key}\n" for key in keys).encode()
-    )
-    return DONE
-
-
-def _remove(db: PickleDB, options: argparse.Namespace) -> int:
-    if db.remove(options.key):
-        return DONE
-    print(f"pickledbctl: no key {shown(options.key)} in {db.location}", file=sys.stderr)
-    return NO_SUCH_KEY
-
-
-def _purge(db: PickleDB, options: argparse.Namespace) -> int:
-    if sys.stdin.isatty() and not options.yes:
-        print(
-            f"Remove all {len(db):,} keys of {db.location}? [y/N] ",
-            end="",
-            file=sys.stderr,
-            flush=True,
-        )
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            print("nothing was removed", file=sys.stderr)
-            return DONE
-    db.purge()
-    return DONE
-
-
-def _save(db: PickleDB, _options: argparse.Namespace) -> int:
-    if sys.stderr.isatty():
-        print(f"saving {len(db):,} keys ...", file=sys.stderr)
-    started = time.monotonic()
-    db.save()
-    if sys.stderr.isatty():
-        print(f"saved {db.location} in {time.monotonic() - started:.2f} s", file=sys.stderr)
-    return DONE
-
-
-def _info(db: PickleDB, options: argparse.Namespace) -> int:
-    told = db.info()
-    if options.json:
-        _write(orjson.dumps(told) + b"\n")
-        return DONE
-    width = max(map(len, told))
-    for name, value in told.items():
-        _write(f"{name:{width}}  {_shown_fact(name, value)}\n".encode())
-    return DONE
-
-
-def _ping(db: PickleDB, _options: argparse.Namespace) -> int:
-    started = time.monotonic()
-    db.ping()
-    took_ms = (time.monotonic() - started) * 1000
-    _write(f"{db.location} answered in {took_ms:.2f} ms\n".encode())
-    return DONE
-
-
-def _typed(text: str) -> Any:
-    """The value that was typed: JSON (bytes as `$binary`), or else the text itself."""
-    encoded = text.encode(errors="surrogatepass")
-    try:
-        value = orjson.loads(encoded)
-    except orjson.JSONDecodeError:
-        return text
-    check_integers(encoded)
-    return restore(value)
-
-
-def _shown_fact(name: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if name == "last_save_time":
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if name in ("keys", "clients", "dirty") else str(value)
-
-
-def _write(data: bytes) -> None:
-    """To stdout as it is, whatever the locale; keys and values are UTF-8."""
-    sys.stdout.buffer.write(data)
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 if __name__ == "__main__":
