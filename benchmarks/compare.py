@@ -20,6 +20,7 @@ import bench_first_use
 import bench_seed
 import bench_single
 import bench_threads
+import bench_together
 import bench_ycsb
 from harness import Report
 
@@ -32,6 +33,7 @@ COMPARISONS: dict[str, Callable[[bool], Report]] = {
     "seed": bench_seed.run,
     "first_use": bench_first_use.run,
     "cache_cost": bench_cache_cost.run,
+    "together": bench_together.run,
 }
 
 

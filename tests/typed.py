@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Coroutine
 from typing import Any, assert_type
 
-from pickledbd_client import AsyncPickleDB, PickleDB
+from pickledbd_client import AsyncPickleDB, Change, Held, PickleDB, Resync
 
 
 def of_pickledb(db: PickleDB) -> None:
@@ -32,7 +32,21 @@ def of_pickledb(db: PickleDB) -> None:
         batch.set("a", 1)
         batch["b"] = 2
         del batch["c"]
+        batch.if_version("a", 0)
     assert_type(batch.results, list[Any])
+    assert_type(db.get_versioned("a"), tuple[Any, str | int])
+    assert_type(db.cas("a", 0, 1, ttl=1.5), bool)
+    assert_type(db.ttl("a"), float | None)
+    assert_type(db.expire("a", 1), bool)
+    with db.lock("a", timeout=0) as held:
+        assert_type(held, Held)
+        db.set("a", 1, token=assert_type(held.token, int))
+    for change in db.watch("a"):
+        if isinstance(change, Change):
+            assert_type(change.seq, int)
+        else:
+            assert_type(change, Resync)
+    assert_type(list(db.items("a", glob="*b")), list[tuple[str, Any]])
 
 
 def waits(db: AsyncPickleDB) -> None:
@@ -74,3 +88,10 @@ async def of_async(db: AsyncPickleDB) -> None:
         batch.set("a", 1)
         batch["b"] = 2
     assert_type(batch.results, list[Any])
+    assert_type(await db.get_versioned("a"), tuple[Any, str | int])
+    assert_type(await db.cas("a", 0, 1, ttl=1.5), bool)
+    assert_type(await db.ttl("a"), float | None)
+    async with db.lock("a", timeout=0) as held, db.watch("a") as changes:
+        assert_type(held.token, int)
+        async for change in changes:
+            assert_type(change, Change | Resync)

@@ -259,8 +259,9 @@ class Loop:
             if peer not in self._known:
                 # A lost connection's descriptor may be this one's by now: first that is dealt with
                 self._count_connections()
-                self._peers[frame.get(zmq.SRCFD)] = peer
                 self._known.add(peer)
+                with contextlib.suppress(zmq.ZMQError):  # it is not there for every transport
+                    self._peers[frame.get(zmq.SRCFD)] = peer
             frames = [frame.bytes]
             while frame.more:
                 frame = router.recv(zmq.NOBLOCK, copy=False)

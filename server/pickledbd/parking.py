@@ -58,14 +58,15 @@ class Parking:
     def _lock(self, peer: Peer, request: Request) -> bytes | None:
         args = request.args
         now = now_ms()
+        since = now if request.sent_at is None else min(request.sent_at, now)
         waiter = Waiter(
             args["name"],
             (args["holder"], args["ask"]),
             args["ttl_ms"],
             peer,
             request.id,
-            now if request.sent_at is None else min(request.sent_at, now),
-            now + args["wait_ms"] if "wait_ms" in args else None,
+            since,
+            since + args["wait_ms"] if "wait_ms" in args else None,
         )
         token = self._locks.ask(waiter)
         return None if token is None else _granted(token)

@@ -123,10 +123,12 @@ class Wheel(Generic[Name]):
     @property
     def next(self) -> int | None:
         """When there is something to `take`, or to be moved on; None if there is nothing."""
+        if not self:
+            return None
         if self._due or self._moving:
             return 0
         times = [*self._near.times[:1], *(at - FAR_MS for at in self._far.times[:1])]
-        return min(times, default=None)
+        return min(times)
 
     def overdue(self, now: int) -> int:
         """How many names are due at `now`."""
