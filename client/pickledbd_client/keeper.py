@@ -58,6 +58,7 @@ class Keeper:
         self._route = route
         self._asks = count(1)
         self._held: dict[int, Held] = {}
+        self._expected: dict[int, Held] = {}
         self._given_up: deque[Held] = deque()
         self._session = Session()
         self._closed = False
@@ -70,11 +71,14 @@ class Keeper:
 
     def expect(self, name: str, ttl: float) -> Held:
         """A new ask, which is about to be sent."""
-        return Held(name, ttl, next(self._asks))
+        held = Held(name, ttl, next(self._asks))
+        self._expected[held.ask] = held
+        return held
 
     def keep(self, held: Held) -> None:
         """It was granted: keep it."""
         self._held[held.ask] = held
+        self._expected.pop(held.ask, None)
         if time.monotonic() + held.ttl / RENEWALS < self._next:
             self._wake()
 
@@ -86,11 +90,16 @@ class Keeper:
     def give_up(self, held: Held) -> None:
         """Have it released, be it granted or not, when the daemon can be asked."""
         self._held.pop(held.ask, None)
+        self._expected.pop(held.ask, None)
         self._given_up.append(held)
         self._wake()
 
     def close(self) -> None:
-        """End the thread, which lets go of everything. A daemon that is stuck is not waited for."""
+        """End the thread, which lets go of everything. A daemon that is stuck is not waited for.
+
+        What was asked for is given up: its askers are answered so.
+        """
+        self._given_up += self._expected.values()
         self._closed = True
         self._wake()
         if self._thread is not threading.current_thread():
@@ -115,6 +124,9 @@ class Keeper:
             except (PickleDBError, ConnectionLostError):
                 self._session.close()
                 self._sleep(PAUSE_SECONDS if self._held or self._given_up else None)
+        if self._session.channel is not None:
+            with contextlib.suppress(PickleDBError, ConnectionLostError):
+                self._tell([])
         self._session.close()
         self._reader.close()
         self._writer.close()

@@ -105,6 +105,7 @@ class BaseLock:
 
     def _got(self, keeper: Keeper, held: Held, token: int | None) -> Held:
         if token is None:
+            self._locks.keeper()  # is there no more if this was closed meanwhile
             raise RequestTimeout(f"lock {shown(self.name)} was not free within {self._timeout} s")
         held.token = token
         keeper.keep(held)

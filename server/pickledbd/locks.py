@@ -72,6 +72,7 @@ class Locks:
         self._waiting: dict[Ask, Waiter] = {}
         self._asked_by: dict[Peer, dict[Ask, None]] = {}  # what waits
         self._connections: dict[str, Peer] = {}  # of holders
+        self._untied: dict[Peer, dict[Ask, None]] = {}  # what was granted to holders without one
         self._ends: Wheel[str] = Wheel()  # locks
         self._patience: Wheel[Ask] = Wheel()
         self._free: dict[str, None] = {}  # names of those that may have to be given to somebody
@@ -201,16 +202,15 @@ class Locks:
         """The connection of `peer` was lost: end what it waits for and holds; the latter."""
         for ask in list(self._asked_by.get(peer, ())):
             self.forget(ask)
+        untied = [ask for ask in self._untied.pop(peer, ()) if ask[0] not in self._connections]
+        ended = [self._by_ask[ask] for ask in untied if ask in self._by_ask]
         holders = {holder for holder, its in self._connections.items() if its == peer}
-        if not holders:
-            return []
         for holder in holders:
             del self._connections[holder]
-        ended = [lock for lock in self._held.values() if lock.holder in holders]
+        if holders:
+            ended += [lock for lock in self._held.values() if lock.holder in holders]
         for lock in ended:
             self._end(lock)
-        for ask in [ask for ask in self._waiting if ask[0] in holders]:
-            self.forget(ask)
         return ended
 
     def grants(self) -> Iterator[tuple[Waiter, Lock, Undo]]:
@@ -227,6 +227,8 @@ class Locks:
             self.fence = max(self.fence + 1, now)
             lock = Lock(name, *waiter.ask, self.fence, waiter.ttl_ms, now + waiter.ttl_ms)
             self._begin(lock)
+            if lock.holder not in self._connections:
+                self._untied.setdefault(waiter.peer, {})[waiter.ask] = None
 
             def undo(waiter: Waiter = waiter, lock: Lock = lock) -> None:
                 self._end(lock)
