@@ -26,9 +26,25 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ahead_ns = time.time_ns() - time.clock_gettime_ns(_COUNTER)
 
 
+_moment = 0  # what it shows while it is held
+
+
 def now_ms() -> int:
     """What the clock shows."""
-    return (_ahead_ns + time.clock_gettime_ns(_COUNTER)) // 1_000_000
+    return _moment or (_ahead_ns + time.clock_gettime_ns(_COUNTER)) // 1_000_000
+
+
+def hold() -> None:
+    """Have it show the same until `let_go`: no time passes within a command."""
+    global _moment  # noqa: PLW0603 - a process has one clock
+    _moment = 0
+    _moment = now_ms()
+
+
+def let_go() -> None:
+    """Have it go on."""
+    global _moment  # noqa: PLW0603 - a process has one clock
+    _moment = 0
 
 
 def told() -> dict[str, Any]:

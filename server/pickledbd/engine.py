@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from pickledbd import records
+from pickledbd import clock, records
 from pickledbd.batches import Batch, Batches
 from pickledbd.clock import now_ms
 from pickledbd.disk import DiskError
@@ -161,6 +161,7 @@ class Engine:
 
     def _answer(self, peer: Peer, request: Request) -> None:
         start = self._store.logged()
+        clock.hold()
         try:
             reply = self._apply(peer, request)
         except PickleDBError as error:
@@ -171,6 +172,8 @@ class Engine:
             log.exception("a %s of client %s failed", request.command.name, request.client)
             self._store.roll_back(start)
             reply = _fault(request)
+        finally:
+            clock.let_go()
         if reply is not None:
             self._turn_replies.append((peer, reply))
 
@@ -359,14 +362,14 @@ class Engine:
         if self._store.behind and not self._reaping and not self._store.folding:
             self._reaping = True
             self._tasks.add(self._reap())
-        clock = now_ms()
+        shown = now_ms()
         due = self._parking.next_due
-        if due is not None and due <= clock:
+        if due is not None and due <= shown:
             self._note(self._parking.overdue())
         elif self._parking.restless or self._store.locks.ready:
             self._end_turn()
         times = (self._parking.next_due, None if self._reaping else self._store.next_due)
-        waits = [(at - clock) / 1000 for at in times if at is not None]
+        waits = [(at - shown) / 1000 for at in times if at is not None]
         return now + min(waits, default=LONG_SECONDS)
 
     def _note(self, texts: list[bytes]) -> None:

@@ -35,7 +35,8 @@ def text_of(value: bytes) -> bytes:
 
 def deadline_in(args: Mapping[str, Any]) -> int | None:
     """When what a command with these arguments sets expires; None if it does not."""
-    return now_ms() + args["ttl_ms"] if "ttl_ms" in args else None
+    # A part of this millisecond is over, and no key is to be gone before its time
+    return now_ms() + 1 + args["ttl_ms"] if "ttl_ms" in args else None
 
 
 def is_due(value: bytes) -> bool:

@@ -142,7 +142,7 @@ def ttl(store: Store, args: Args) -> bytes:
     if key not in store:
         return b"{}"
     deadline = store.deadline(key)
-    return b'{"ttl_ms":null}' if deadline is None else b'{"ttl_ms":%d}' % (deadline - now_ms())
+    return b'{"ttl_ms":null}' if deadline is None else b'{"ttl_ms":%d}' % (deadline - 1 - now_ms())
 
 
 def expire(store: Store, args: Args) -> bytes:

@@ -49,6 +49,8 @@ class Change:
     """The deadlines before all was cleared."""
     deadline_only: bool = False
     """Only when the key expires was changed."""
+    again: bool = False
+    """It is the removal of a key which the change before has removed from another table."""
     undo: Callable[[], None] | None = None
     effect: dict[str, Any] | None = None
     many: dict[str, bytes] | None = None
@@ -184,11 +186,15 @@ class Store:
     def remove(self, key: str) -> bytes | None:
         """The text of the value removed, or None if there was no such key."""
         removed = None
+        again = False
         for table in (self._table, self._adopted):
             if table is not None and key in table:
                 place = table.place(key)
                 removed = table.remove(key)
-                self._log.append(Change(table, key, None, removed, place, count=self.changes))
+                self._log.append(
+                    Change(table, key, None, removed, place, count=self.changes, again=again)
+                )
+                again = True
         if removed is None:
             return None
         self.changes += 1
@@ -254,7 +260,8 @@ class Store:
                 self._garbage.append(change.cleared)
                 if change.wheel:
                     self._garbage.append(change.wheel)
-            if change.undo is None:
+            # Where a batch was adopted, a key may have been removed from two tables
+            if change.undo is None and not change.again:
                 if tell is not None:
                     tell(change)
                 told = True

@@ -85,11 +85,14 @@ class Feed:
     def note(self, key: str, value: bytes | None) -> None:
         """A change was committed. Only while it is `active`."""
         self._sequence += 1
-        self._changes.append((key, value))
-        self._bytes += len(key) + (0 if value is None else len(value))
+        change = key, value
+        self._changes.append(change)
+        self._bytes += _size(change)
         for length in self._lengths:
             for parked in self._by_prefix.get(key[:length], ()):
                 self._woken[parked] = None
+        if not self._woken:  # it concerns nobody who is parked
+            self._told = self._sequence
         if self._bytes > BYTES_MAX or len(self._changes) - self._first > CHANGES_MAX:
             self._trim()
 
@@ -105,7 +108,7 @@ class Feed:
             gone, self._changes[self._first] = self._changes[self._first], None
             self._first += 1
             if gone is not None:
-                self._bytes -= len(gone[0]) + (0 if gone[1] is None else len(gone[1]))
+                self._bytes -= _size(gone)
         if self._first > CHANGES_MAX:
             del self._changes[: self._first]
             self._first = 0
@@ -122,6 +125,7 @@ class Feed:
     ) -> bytes | None:
         """The answer to a request, or None if it is parked."""
         self.active = True
+        self._idle_since = time.monotonic()
         if since is None:
             return self._answer([])
         if self._lacks(since):
@@ -200,7 +204,7 @@ class Feed:
             since += 1
             if change is not None and change[0].startswith(prefix):
                 found.append((since, change))
-                size += 0 if change[1] is None else len(change[1])
+                size += _size(change)
                 if len(found) >= TOLD_AT_ONCE or size >= TOLD_BYTES:
                     break
         return found, since
@@ -219,3 +223,8 @@ class Feed:
 
     def _resync(self) -> bytes:
         return b'{"resync":true,"seq":%d}' % self._sequence
+
+
+def _size(change: Change) -> int:
+    key, value = change
+    return len(key) + (0 if value is None else len(value))
