@@ -9,7 +9,6 @@ takes long goes on as tasks between the turns. Everything runs in the loop's thr
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import Any
 import orjson
 
 from pickledbd import clock, records
+from pickledbd.about import About
 from pickledbd.batches import Batch, Batches
 from pickledbd.clock import now_ms
 from pickledbd.disk import DiskError
@@ -33,15 +33,12 @@ from pickledbd.store import Effect, Store
 from pickledbd.table import View
 from pickledbd.tasks import Task, Tasks
 from pickledbd_protocol import (
-    PROTOCOL_VERSION,
     PickleDBError,
-    ProtocolError,
     Refused,
     Request,
     SaveFailed,
     Unavailable,
     WritesRefused,
-    __version__,
     decode_requests,
     encode_error,
     encode_reply,
@@ -70,9 +67,6 @@ PARKING = {"lock", "keep", "watch", "unwatch"}
 REAPED_AT_ONCE = 64
 """Keys that are due and removed in one step."""
 
-FEATURES = ["repeats", "parts", "gather", "atomic", "expiry", "locks", "watch", "globs"]
-"""What this daemon can do beyond the first protocol version 1 (SPEC.md, The first exchange)."""
-
 
 class Engine:
     """Applies requests to the store, and makes what they change durable before it answers."""
@@ -99,6 +93,7 @@ class Engine:
         self._gate = gate
         self._batches = Batches(status.request_bytes)
         self._parking = Parking(store)
+        self._about = About(store, journal, saver, self._parking, status)
         self._turn: list[tuple[Peer, Request]] = []
         self._turn_replies: list[tuple[Peer, bytes]] = []
         self._replies: list[tuple[Peer, bytes]] = []
@@ -196,9 +191,9 @@ class Engine:
             return None
         about: dict[str, Any] = {}
         if name == "hello":
-            about = self._hello(request.args["versions"])
+            about = self._about.hello(request.args["versions"])
         elif name == "info":
-            about = self._info(reset=request.args.get("reset", False))
+            about = self._about.info(reset=request.args.get("reset", False))
         return encode_reply(request.id, orjson.dumps(about))
 
     def _park(self, peer: Peer, request: Request) -> bytes | None:
@@ -568,54 +563,6 @@ class Engine:
         """LockLost if it names the token of a lock that is not held any more."""
         if "token" in request.args:
             self._store.locks.demand(request.args["token"])
-
-    # About itself
-
-    def _hello(self, versions: list[int]) -> dict[str, Any]:
-        if PROTOCOL_VERSION not in versions:
-            raise ProtocolError(
-                f"this daemon ({__version__}) speaks protocol version {PROTOCOL_VERSION}, "
-                f"the client {versions}: use the same pickledbd release on both sides"
-            )
-        return {
-            "version": PROTOCOL_VERSION,
-            "server": __version__,
-            "pid": os.getpid(),
-            "location": self._status.location,
-            "limits": {"request_bytes": self._status.request_bytes},
-            "durability": self._journal.durable,
-            "features": FEATURES,
-            "now": now_ms(),
-            "counters": self._store.counters.told,
-        }
-
-    def _info(self, *, reset: bool) -> dict[str, Any]:
-        status = self._status
-        told: dict[str, Any] = {
-            "pid": os.getpid(),
-            "version": __version__,
-            "protocol": PROTOCOL_VERSION,
-            "location": status.location,
-            "endpoints": status.endpoints,
-            "keys": len(self._store),
-            "clients": status.clients,
-            "durability": self._journal.durable,
-            "dirty": self._saver.dirty,
-            "uptime": round(time.monotonic() - status.started, 3),
-            "last_save_time": status.last_save_time,
-            "last_save_duration_ms": status.last_save_duration_ms,
-            "last_save_status": self._saver.last_status,
-            "last_save_error": status.last_save_error,
-            "saving": self._saver.saving,
-            "journal_bytes": self._journal.size,
-            "writes_refused": self._saver.refusing,
-            "locks": len(self._store.locks),
-            "waiting": len(self._parking),
-            "longest_slice_ms": round(status.longest_slice_ms, 3),
-        }
-        if reset:
-            status.longest_slice_ms = 0.0
-        return told
 
 
 def _record(effect: Effect, answer: Answer) -> bytes:
