@@ -250,7 +250,7 @@ class AsyncPickleDB(Handle):
         `async with db.watch() as changes: ...` from the beginning of the block, and lets go of it
         at its end.
         """
-        return AsyncWatch(self._link.request, prefix, since)
+        return AsyncWatch(self._link.request, self._link.tell, prefix, since)
 
     # How long a key lives
 

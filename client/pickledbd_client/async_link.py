@@ -71,6 +71,12 @@ class AsyncLink:
             raise reply.error
         return call.read(reply)
 
+    def tell(self, call: Call[Any]) -> None:
+        """Ask `call`, whatever comes of it; nothing if there is no connection."""
+        line = self._lines.get(asyncio.get_running_loop())
+        if line is not None and self._generation == generation():
+            line.ask(call)
+
     def close(self) -> None:
         """Have no connection and no cache any more. What is still in flight raises Unavailable."""
         self._closed = True

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
-from pickledbd_client import calls
 from pickledbd_client.calls import Call
 from pickledbd_client.watching import Change, Resync, Watching
 
@@ -16,12 +15,18 @@ class AsyncWatch:
     """Watch for `async for`. A step that is cancelled loses nothing: the next one goes on."""
 
     def __init__(
-        self, request: Callable[[Call[Any]], Awaitable[Any]], prefix: Any, since: int | None
+        self,
+        request: Callable[[Call[Any]], Awaitable[Any]],
+        tell: Callable[[Call[Any]], object],
+        prefix: Any,
+        since: int | None,
     ) -> None:
+        """`tell` asks without waiting for the answer."""
         self._request = request
+        self._tell = tell
         self._watching = Watching(prefix, since)
         self._begun = since is not None
-        self._asking: asyncio.Future[Any] | None = None
+        self._turn = asyncio.Lock()  # of the tasks that share it, one asks
 
     def __aiter__(self) -> Self:
         return self
@@ -35,18 +40,21 @@ class AsyncWatch:
         raise StopAsyncIteration
 
     async def _ask(self) -> None:
-        if self._asking is None:
-            self._asking = asyncio.ensure_future(self._request(self._watching.call()))
-        answer = await asyncio.shield(self._asking)
-        if self._asking is not None:
-            self._asking = None
-            self._watching.take(answer)
+        async with self._turn:
+            watching = self._watching
+            if watching.found or watching.closed:  # another task has asked
+                return
+            try:
+                watching.take(await self._request(watching.call()))
+            except asyncio.CancelledError:  # the next step asks again, from where this did
+                self._tell(watching.left())
+                raise
 
     async def close(self) -> None:
         """End the iteration, also where another task waits for its next step."""
-        if not self._watching.closed:
-            self._watching.closed = True
-            await self._request(calls.unwatch(self._watching.watcher))
+        self._watching.closed = True
+        if self._turn.locked():
+            await self._request(self._watching.left())
 
     async def __aenter__(self) -> Self:
         if not self._begun:

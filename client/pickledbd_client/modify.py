@@ -6,6 +6,7 @@ seconds to be waited; PickleDB and AsyncPickleDB do both in their own ways.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Generator
 from typing import Any
@@ -30,7 +31,7 @@ def modify(key: str, fn: Callable[[Any], Any], default: Any, tries: int) -> Step
             yield random.uniform(0, longest)  # noqa: S311 - no secret
             longest = min(2 * longest, PAUSE_SECONDS_MAX)
         value, version = yield calls.get_versioned(key)
-        changed = fn(value if version else default)
+        changed = fn(value if version else copy.deepcopy(default))
         if (yield calls.cas(key, version, changed, keep_ttl=True)):
             return changed
     raise Conflict(

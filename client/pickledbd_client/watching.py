@@ -6,6 +6,7 @@ the iterator. Nothing is polled: the daemon answers when there is something to t
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, Self
 
 from pickledbd_client import calls
 from pickledbd_client.calls import Call, Some
+from pickledbd_protocol import PickleDBError
 
 
 class Change(NamedTuple):
@@ -46,7 +48,7 @@ class Watching:
     """A watch without I/O: `ask` what `call` tells until there is something `found`."""
 
     def __init__(self, prefix: Any, since: int | None) -> None:
-        self.watcher = uuid.uuid4().hex
+        self.watcher = uuid.uuid4().hex  # of what is asked now
         self.found: deque[Change | Resync] = deque()
         self.closed = False
         self._prefix = str(prefix)
@@ -57,6 +59,11 @@ class Watching:
         if self._lost:
             return calls.snapshot(Some(self._prefix))
         return calls.watch(self._prefix, self._since, self.watcher)
+
+    def left(self) -> Call[bool]:
+        """What ends the waiting for what was asked; what is asked next is another's."""
+        watcher, self.watcher = self.watcher, uuid.uuid4().hex
+        return calls.unwatch(watcher)
 
     def take(self, answer: Any) -> None:
         if self._lost:
@@ -75,6 +82,7 @@ class Watch:
 
     def __init__(self, request: Callable[[Call[Any]], Any], prefix: Any, since: int | None) -> None:
         self._request = request
+        self._asking = False
         self._watching = Watching(prefix, since)
         if since is None:
             self._ask()  # so that what happens from now on is told
@@ -91,13 +99,22 @@ class Watch:
         raise StopIteration
 
     def _ask(self) -> None:
-        self._watching.take(self._request(self._watching.call()))
+        self._asking = True
+        try:
+            if not self._watching.closed:
+                self._watching.take(self._request(self._watching.call()))
+        except PickleDBError:
+            if not self._watching.closed:  # else it was closed together with the database
+                raise
+        finally:
+            self._asking = False
 
     def close(self) -> None:
         """End the iteration, also where another thread waits for its next step."""
-        if not self._watching.closed:
-            self._watching.closed = True
-            self._request(calls.unwatch(self._watching.watcher))
+        self._watching.closed = True
+        if self._asking:
+            with contextlib.suppress(PickleDBError):  # who waits for nobody hears so himself
+                self._request(self._watching.left())
 
     def __enter__(self) -> Self:
         return self

@@ -2,9 +2,9 @@
 
 May live here: that file, `NAME.annex-DIGEST`, after the first digits of the digest of the data file
 that it belongs to. It holds when keys expire, and ends with the fencing counter, the locks that
-were held and the clock (SPEC.md, The annex). It is on disk before that data file is put in its
-place, and removed after the next one is; so each data file finds its own or, where that would tell
-nothing, none.
+were held and the clock (SPEC.md, The annex). It is on disk before the journal is told of that
+data file, and removed after the next one is in its place; so each data file finds its own or, where
+that would tell nothing, none.
 
 Methods block; one runs at a time.
 """
@@ -102,28 +102,30 @@ class Writing:
         self._temporary = temporary
         self._file = -1
         self._size = 0
-        self._path: Path | None = None  # once it is complete
+        self._path: Path | None = None  # once it is in its place
+        self._is_new = False
 
     def add(self, expires: Mapping[str, int]) -> None:
         """Write some deadlines. DiskError."""
         self._write({"expires": expires})
 
-    def finish(self, digest: str, locks: Mapping[str, Any], clock: Mapping[str, Any]) -> None:
-        """Have it on the disk, as that of the data file of this digest. DiskError."""
-        if self._file < 0 and not locks["fence"]:
-            return
+    def finish(self, digest: str, locks: Mapping[str, Any], clock: Mapping[str, Any]) -> bool:
+        """Put it in its place, as that of the data file of this digest; whether there is one.
+
+        Its name is to be synced. If there is one already, this takes its place: it may tell that
+        nothing expires any more. DiskError.
+        """
+        path = _path(self._data, digest)
+        replaces = path.exists()
+        if self._file < 0 and not locks["fence"] and not replaces:
+            return False
         self._write({"annex": FORMAT, "base": digest, **locks, "clock": clock})
         with step("fsync of the annex"):
             sync(self._file)
-        self._path = _path(self._data, digest)
-
-    def publish(self) -> bool:
-        """Put it in its place; whether there is one. DiskError."""
-        if self._path is None:
-            return False
         with step("renaming the annex"):
-            self._temporary.rename(self._path)
+            self._temporary.rename(path)
         self._close()
+        self._path, self._is_new = path, not replaces
         return True
 
     def drop_others(self) -> None:
@@ -134,11 +136,14 @@ class Writing:
                     path.unlink()
 
     def give_up(self) -> None:
-        """Remove the temporary file, if it is still there."""
+        """Remove what is there of it, for a data file that will not be."""
         if self._file >= 0:
             self._close()
             with contextlib.suppress(OSError):
                 self._temporary.unlink()
+        elif self._path is not None and self._is_new:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._file < 0:

@@ -543,6 +543,9 @@ class Engine:
                         break
                 if self._journal.durable == "fsync":
                     yield from self._saver.sync()  # what is left for the loop is one record
+                while self._store.behind and not clear:  # what is due and set again comes last
+                    self._reap_some()
+                    yield None
                 last = records.effects({}, clear=clear, answer=answer, commit=batch.number)
                 if self._saver.failures == failures:
                     self._demand(request)

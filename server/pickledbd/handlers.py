@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
-from itertools import compress
 from math import isfinite
 from typing import Any
 
@@ -40,6 +39,9 @@ _KINDS = {
     list: "an array",
     dict: "an object",
 }
+
+LOOKED_AT_ONCE = 2**12
+"""Characters of keys that are compared in one step."""
 
 PART_BYTES = 2**18
 """An answer as large as the database is sent in parts of about this size."""
@@ -102,8 +104,9 @@ def incr(store: Store, args: Args) -> bytes:
     good = isfinite(after) if type(after) is float else INT_MIN <= after <= INT_MAX
     if not good:
         raise InvalidValue(f"cannot increment key {shown(key)}: the sum would be over 64 bits")
-    store.set(key, orjson.dumps(after), None if text is None else store.deadline(key))
-    return b'{"value":%b}' % orjson.dumps(after)
+    sum_text = canonical(key, after)
+    store.set(key, sum_text, None if text is None else store.deadline(key))
+    return b'{"value":%b}' % sum_text
 
 
 def get_versioned(store: Store, args: Args) -> bytes:
@@ -202,11 +205,10 @@ def batch(store: Store, args: Args) -> bytes:
 
 
 def unlock(store: Store, args: Args) -> bytes:
-    undo = store.locks.release(args["name"], (args["holder"], args["ask"]))
-    if undo is None:
-        return b'{"released":false}'
-    store.did(undo, {"unlock": args["name"]})
-    return b'{"released":true}'
+    was_held, undo = store.locks.release(args["name"], (args["holder"], args["ask"]))
+    if undo is not None:
+        store.did(undo, {"unlock": args["name"]} if was_held else {})
+    return b'{"released":true}' if was_held else b'{"released":false}'
 
 
 def carry_out(store: Store, op: str, args: Args) -> bytes:
@@ -244,30 +246,33 @@ HANDLERS: dict[str, Callable[[Store, Args], bytes]] = {
 
 
 def all_(content: Iterable[Piece], args: Args, _sequence: int) -> Iterator[bytes]:
-    wanted = _wanted(args)
-    texts = (
-        orjson.dumps(list(keys if wanted is None else filter(wanted, keys)))[1:-1]
-        for keys, _, _ in content
-    )
+    texts = (orjson.dumps(list(keys))[1:-1] for keys, _ in _some(content, args))
     return _in_parts(b'{"keys":[%b]}', texts)
 
 
 def dump(content: Iterable[Piece], args: Args, sequence: int) -> Iterator[bytes]:
-    wanted = _wanted(args)
-    if wanted is None:
-        texts = (entries(keys, values) for keys, values, _ in content)
-    else:
-        texts = (_entries_of(keys, values, wanted) for keys, values, _ in content)
+    texts = (entries(keys, values) for keys, values in _some(content, args))
     last = b'{"items":{%%b},"seq":%d}' % sequence if args.get("seq") else None
     return _in_parts(b'{"items":{%b}}', texts, last)
 
 
-def _entries_of(
-    keys: Iterable[str], values: Iterable[bytes], wanted: Callable[[str], bool]
-) -> bytes:
-    keys = list(keys)
-    those = list(map(wanted, keys))
-    return entries(compress(keys, those), compress(values, those))
+def _some(content: Iterable[Piece], args: Args) -> Iterator[tuple[Iterable[str], Iterable[bytes]]]:
+    """The keys that are asked for, and their values, after not too long a search at a time."""
+    wanted = _wanted(args)
+    for keys, values, _ in content:
+        if wanted is None:
+            yield keys, values
+            continue
+        found: dict[str, bytes] = {}
+        looked = 0
+        for key, value in zip(keys, values, strict=True):
+            if wanted(key):
+                found[key] = value
+            looked += len(key)
+            if looked >= LOOKED_AT_ONCE:
+                yield found.keys(), found.values()
+                found, looked = {}, 0
+        yield found.keys(), found.values()
 
 
 def _wanted(args: Args) -> Callable[[str], bool] | None:
@@ -288,7 +293,7 @@ def _in_parts(
         if size >= PART_BYTES:
             yield template % b",".join(part)
             part, size = [], 0
-        elif part:
+        else:
             yield b""
         if text:
             part.append(text)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import count
 from typing import Any
 
 from pickledbd.clock import now_ms
@@ -50,6 +51,8 @@ class Waiter:
     request_id: int
     since: int
     until: int | None
+    order: int = 0
+    """Among those who have asked in the same millisecond."""
 
 
 Undo = Callable[[], None]
@@ -70,6 +73,7 @@ class Locks:
         self._by_token: dict[int, Lock] = {}
         self._queues: dict[str, dict[Ask, Waiter]] = {}
         self._waiting: dict[Ask, Waiter] = {}
+        self._orders = count()
         self._asked_by: dict[Peer, dict[Ask, None]] = {}  # what waits
         self._connections: dict[str, Peer] = {}  # of holders
         self._untied: dict[Peer, dict[Ask, None]] = {}  # what was granted to holders without one
@@ -98,8 +102,9 @@ class Locks:
             )
         if held is not None:
             return held.token
+        waiter.order = next(self._orders)
         if before is not None:
-            waiter.since = min(waiter.since, before.since)
+            waiter.since, waiter.order = min(_turn(waiter), _turn(before))
             self.forget(before.ask)
         self._enqueue(waiter)
         if waiter.until is not None:
@@ -112,9 +117,10 @@ class Locks:
         self._waiting[waiter.ask] = waiter
         self._asked_by.setdefault(waiter.peer, {})[waiter.ask] = None
         queue = self._queues.setdefault(waiter.name, {})
+        last = next(reversed(queue.values()), None)
         queue[waiter.ask] = waiter
-        if len(queue) > 1 and any(waiter.since < other.since for other in queue.values()):
-            self._queues[waiter.name] = dict(sorted(queue.items(), key=lambda each: each[1].since))
+        if last is not None and _turn(waiter) < _turn(last):
+            self._queues[waiter.name] = dict(sorted(queue.items(), key=lambda e: _turn(e[1])))
 
     def forget(self, ask: Ask) -> None:
         """Have `ask` wait no longer."""
@@ -129,17 +135,22 @@ class Locks:
             if not asked:
                 del self._asked_by[waiter.peer]
 
-    def release(self, name: str, ask: Ask) -> Undo | None:
-        """End what `ask` holds, or its waiting; None if it held nothing, else how to undo it."""
+    def release(self, name: str, ask: Ask) -> tuple[bool, Undo | None]:
+        """End what `ask` holds, or its waiting; whether it held it, and how to undo it."""
         waiter = self._waiting.get(ask)
         if waiter is not None:
             self.forget(ask)
             self.gave_up.append(waiter)
+            return False, lambda: self._wait_again(waiter)
         lock = self._by_ask.get(ask)
         if lock is None or lock.name != name or lock.deadline <= now_ms():
-            return None
+            return False, None
         self._end(lock)
-        return lambda: self._begin(lock)
+        return True, lambda: self._begin(lock)
+
+    def _wait_again(self, waiter: Waiter) -> None:
+        self.gave_up.remove(waiter)
+        self._enqueue(waiter)
 
     def keep(self, peer: Peer, holder: str, asks: Iterable[int]) -> list[int]:
         """Have these `asks` of a holder hold for another ttl; those that hold nothing any more.
@@ -224,7 +235,7 @@ class Locks:
             self.forget(waiter.ask)
             now = now_ms()
             # Also where nothing was kept of those before, as in --durability save, it is higher
-            self.fence = max(self.fence + 1, now)
+            self.fence = max(self.fence + 1, now * 1000)
             lock = Lock(name, *waiter.ask, self.fence, waiter.ttl_ms, now + waiter.ttl_ms)
             self._begin(lock)
             if lock.holder not in self._connections:
@@ -286,3 +297,8 @@ def told_of(lock: Lock) -> dict[str, Any]:
     about = asdict(lock)
     del about["deadline"]
     return about
+
+
+def _turn(waiter: Waiter) -> tuple[int, int]:
+    """By what those who wait are served."""
+    return waiter.since, waiter.order

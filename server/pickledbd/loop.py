@@ -256,17 +256,14 @@ class Loop:
         while True:
             peer = router.recv(zmq.NOBLOCK)
             frame = router.recv(zmq.NOBLOCK, copy=False)
-            if peer not in self._known:
-                # A lost connection's descriptor may be this one's by now: first that is dealt with
-                self._count_connections()
-                self._known.add(peer)
-                with contextlib.suppress(zmq.ZMQError):  # it is not there for every transport
-                    self._peers[frame.get(zmq.SRCFD)] = peer
+            connected = peer in self._known or self._meet(peer, frame)
             frames = [frame.bytes]
             while frame.more:
                 frame = router.recv(zmq.NOBLOCK, copy=False)
                 frames.append(frame.bytes)
             engine.receive(peer, frames)
+            if not connected:
+                engine.gone(peer)
             count += 1
             if count >= MESSAGES_A_TURN or engine.turn_over or time.monotonic() >= until:
                 break
@@ -292,6 +289,27 @@ class Loop:
                     self._known.discard(peer)
                     self._engine.gone(peer)
             self._status.clients = len(self._connections)
+
+    def _meet(self, peer: bytes, frame: zmq.Frame) -> bool:
+        """Know by which connection a peer's message came; False if that was lost since.
+
+        Descriptors are given to later connections, so that of a message may be another's by now.
+        Of two peers the later one is connected: libzmq numbers them as they come.
+        """
+        self._count_connections()
+        try:
+            descriptor: int = frame.get(zmq.SRCFD)
+        except zmq.ZMQError:  # not told by every transport
+            return True
+        other = self._peers.get(descriptor)
+        if descriptor not in self._connections or (other and _is_later(other, peer)):
+            return False
+        if other is not None:
+            self._known.discard(other)
+            self._engine.gone(other)
+        self._peers[descriptor] = peer
+        self._known.add(peer)
+        return True
 
     def _deliver(self, replies: Iterable[tuple[bytes, bytes]]) -> None:
         for peer, message in replies:
@@ -334,3 +352,9 @@ class Loop:
 
 def _readable(source: zmq.Socket[bytes]) -> bool:
     return source.get(zmq.EVENTS) & zmq.POLLIN != 0  # type: ignore[operator,arg-type] # EVENTS is an int
+
+
+def _is_later(peer: bytes, than: bytes) -> bool:
+    """Whether a peer came later: its routing id is a NUL and a number of 32 bits that grows."""
+    ahead = int.from_bytes(peer[1:], "big") - int.from_bytes(than[1:], "big")
+    return 0 < ahead % 2**32 < 2**31

@@ -120,17 +120,18 @@ def recover(
     )
     found.locks.restore(file.annex.locks)
     found.saved_locks = found.locks.changes
-    for strange in file.annex.strange:
-        found.warnings.append(
-            f"{strange} belongs to another data file, perhaps one before {file.path} was edited: "
-            "what it tells of when keys expire is not used"
-        )
     found.highest = max((each.number for each in scans), default=0)
     scanned = time.monotonic()
     found.steps["checking the journal"] = scanned - loaded
     if choice == "discard":
         found.superfluous = [each.path for each in scans]
         return found
+    if not any(digest == file.digest for each in scans for digest, _ in each.bases):
+        for strange in file.annex.strange:
+            found.warnings.append(
+                f"{strange} belongs to another data file, perhaps to {file.path} before it was "
+                "edited: what it tells of when keys expire is not used"
+            )
     chain = _chain(file, _without_abandoned(scans, file.digest), found, forced=choice == "replay")
     if choice:
         found.known = []

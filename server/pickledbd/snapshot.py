@@ -250,15 +250,16 @@ class Writing:
             sync(self._file)
             self._written = _identity(os.fstat(self._file))
         digest = self._hash.hexdigest()
-        self._annex.finish(digest, locks, clock)
+        # The journal is told of the digest next, and no data file is to be there without its annex,
+        # be it the one that is there already, with the same bytes
+        if self._annex.finish(digest, locks, clock):
+            with step("fsync of the directory"):
+                sync_path(self._target.path.parent)
         return digest
 
     def publish(self) -> None:
         """Put it in the place of the data file."""
         file = self._target
-        if self._annex.publish():
-            with step("fsync of the directory"):
-                sync_path(file.path.parent)  # no data file is to be there without its annex
         with step("keeping the old file"):
             aside = file._keep_old()  # noqa: SLF001 - the same room
         try:
@@ -278,7 +279,8 @@ class Writing:
 
     def give_up(self) -> None:
         """Remove the temporary file, if it is still there."""
-        self._annex.give_up()
+        if not self.published:
+            self._annex.give_up()
         if self._file >= 0:
             self._close()
             with contextlib.suppress(OSError):
@@ -402,4 +404,6 @@ def texts(content: Iterable[Piece]) -> Iterator[tuple[bytes, Mapping[str, int]]]
         if text:
             yield separator + text, deadlines
             separator = _SEPARATOR
+        else:
+            yield b"", {}
     yield b"{}\n" if separator is _HEAD else _TAIL, {}

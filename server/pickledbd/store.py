@@ -146,7 +146,7 @@ class Store:
 
     def set(self, key: str, text: bytes, deadline: int | None = None) -> None:
         """Have the value of this text, until `deadline` if there is one."""
-        if self._wheel:
+        if self._wheel or self._adopted is not None:
             before = self._stored(key)
             if before is not None and is_due(before):
                 self.remove(key)
@@ -185,24 +185,24 @@ class Store:
 
     def remove(self, key: str) -> bytes | None:
         """The text of the value removed, or None if there was no such key."""
-        removed = None
-        again = False
+        removed: list[bytes] = []
         for table in (self._table, self._adopted):
             if table is not None and key in table:
                 place = table.place(key)
-                removed = table.remove(key)
+                value = table.remove(key)
                 self._log.append(
-                    Change(table, key, None, removed, place, count=self.changes, again=again)
+                    Change(table, key, None, value, place, count=self.changes, again=bool(removed))
                 )
-                again = True
-        if removed is None:
+                if value is not None:
+                    removed.append(value)
+                    if not value[0]:
+                        self._turn_wheel(key, value, None)
+        if not removed:
             return None
         self.changes += 1
         self.counters.changed(key)
-        if removed[0]:
-            return removed
-        self._turn_wheel(key, removed, None)
-        return None if is_due(removed) else text_of(removed)
+        value = removed[-1]
+        return None if is_due(value) else text_of(value)
 
     def last_key(self) -> str | None:
         """The key that was inserted last, or None if there is none. Not while folding."""
@@ -323,8 +323,9 @@ class Store:
             table.remove(key)
         else:
             table.set(key, before)
-        if self._wheel:
-            self._turn_wheel(key, value, None if before is None else deadline_of(before))
+        deadline = None if before is None else deadline_of(before)
+        if self._wheel or deadline is not None:
+            self._turn_wheel(key, value, deadline)
 
     # Keys that expire
 

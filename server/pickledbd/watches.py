@@ -38,6 +38,9 @@ TOLD_BYTES = 2**18
 LOOKED_AT_ONCE = 5000
 """Changes that are looked at for one request, at most."""
 
+LEFT_MAX = 10_000
+"""Watchers that have left, which are remembered."""
+
 IDLE_SECONDS = 60.0
 """How long after the last watcher has gone its changes are still held, for it to come back."""
 
@@ -64,6 +67,7 @@ class Feed:
         self._bytes = 0
         self._parked: dict[tuple[Peer, int], _Parked] = {}
         self._by_prefix: dict[str, dict[tuple[Peer, int], None]] = {}
+        self._left: dict[str, None] = {}  # watchers, the newest last
         self._watchers: dict[str, dict[tuple[Peer, int], None]] = {}
         self._lengths: dict[int, int] = {}  # of prefixes, each with their number
         self._woken: dict[tuple[Peer, int], None] = {}
@@ -126,6 +130,8 @@ class Feed:
         """The answer to a request, or None if it is parked."""
         self.active = True
         self._idle_since = time.monotonic()
+        if watcher in self._left:  # a moment before
+            return b"{}"
         if since is None:
             return self._answer([])
         if self._lacks(since):
@@ -160,7 +166,10 @@ class Feed:
             yield *parked, answer
 
     def leave(self, watcher: str) -> list[tuple[Peer, int]]:
-        """Have the requests of a watcher wait no longer; these."""
+        """Have the requests of a watcher wait no longer, nor what may be on its way; these."""
+        self._left[watcher] = None
+        if len(self._left) > LEFT_MAX:
+            del self._left[next(iter(self._left))]
         left = list(self._watchers.get(watcher, ()))
         for parked in left:
             self._forget(parked)

@@ -100,7 +100,13 @@ class Wheel(Generic[Name]):
         """Have `name` due at that time."""
         if at - now_ms() >= 2 * FAR_MS:
             self._far.add(name, at, _far(at))
-        elif at in self._due:
+            return
+        # It may stand among those for later, from a time when this was later
+        for buckets in (self._far.buckets, self._moving):
+            bucket = buckets.get(_far(at))
+            if bucket is not None:
+                bucket.discard(name, at)
+        if at in self._due:
             self._overdue -= self._due[at].count
             self._due[at].add(name, at)
             self._overdue += self._due[at].count
