@@ -28,6 +28,10 @@ Ask = tuple[str, int]
 """A holder, and its number of the ask."""
 
 
+OVER_MAX = 10_000
+"""Asks that were released although they held nothing, which are remembered."""
+
+
 @dataclass(slots=True)
 class Lock:
     """A lock that is held."""
@@ -73,6 +77,7 @@ class Locks:
         self._by_token: dict[int, Lock] = {}
         self._queues: dict[str, dict[Ask, Waiter]] = {}
         self._waiting: dict[Ask, Waiter] = {}
+        self._over: dict[Ask, None] = {}  # what was released and not held, the newest last
         self._orders = count()
         self._asked_by: dict[Peer, dict[Ask, None]] = {}  # what waits
         self._connections: dict[str, Peer] = {}  # of holders
@@ -93,6 +98,9 @@ class Locks:
 
     def ask(self, waiter: Waiter) -> int | None:
         """Have `waiter` wait, unless its ask was granted before: then its token."""
+        if waiter.ask in self._over:  # its release came by another connection, and overtook it
+            self.gave_up.append(waiter)
+            return None
         held = self._by_ask.get(waiter.ask)
         before = self._waiting.get(waiter.ask)  # by a connection that its client gave up
         if any(known is not None and known.name != waiter.name for known in (held, before)):
@@ -144,6 +152,9 @@ class Locks:
             return False, lambda: self._wait_again(waiter)
         lock = self._by_ask.get(ask)
         if lock is None or lock.name != name or lock.deadline <= now_ms():
+            self._over[ask] = None
+            if len(self._over) > OVER_MAX:
+                del self._over[next(iter(self._over))]
             return False, None
         self._end(lock)
         return True, lambda: self._begin(lock)
