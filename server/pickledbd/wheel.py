@@ -27,21 +27,27 @@ LARGE = 4096
 
 SHARDS = 256
 
+MOVES = 4
+"""Names that are moved on in the time that one takes to be dealt with."""
+
 
 class _Bucket(Generic[Name]):
     """Names, each with its time."""
 
-    __slots__ = ("_shards", "count")
+    __slots__ = ("_shards", "count", "times")
 
     def __init__(self) -> None:
         self.count = 0
+        self.times: dict[int, int] = {}  # how many there are of each
         self._shards: list[dict[Name, int]] = [{}]
 
     def add(self, name: Name, at: int) -> None:
         shard = self._shards[hash(name) & (len(self._shards) - 1)]
-        if name not in shard:
-            self.count += 1
+        if name in shard:
+            self._lose(shard[name])
         shard[name] = at
+        self.count += 1
+        self.times[at] = self.times.get(at, 0) + 1
         if self.count > LARGE and len(self._shards) == 1:
             self._shards = [{} for _ in range(SHARDS)]
             for each in shard:
@@ -52,16 +58,20 @@ class _Bucket(Generic[Name]):
         if shard.get(name) != at:
             return False
         del shard[name]
-        self.count -= 1
+        self._lose(at)
         return True
 
     def take(self) -> tuple[Name, int]:
         """Remove one of those that there are."""
-        self.count -= 1
-        return next(shard for shard in self._shards if shard).popitem()
+        name, at = next(shard for shard in self._shards if shard).popitem()
+        self._lose(at)
+        return name, at
 
-    def times(self) -> Iterator[int]:
-        return chain.from_iterable(shard.values() for shard in self._shards)
+    def _lose(self, at: int) -> None:
+        self.count -= 1
+        self.times[at] -= 1
+        if not self.times[at]:
+            del self.times[at]
 
 
 class _Level(Generic[Name]):
@@ -139,17 +149,15 @@ class Wheel(Generic[Name]):
     def overdue(self, now: int) -> int:
         """How many names are due at `now`."""
         self._advance(now)
-        late = (bucket for at, bucket in self._moving.items() if at <= now)
-        return self._overdue + sum(at <= now for bucket in late for at in bucket.times())
+        late = (bucket.times.items() for at, bucket in self._moving.items() if at <= now)
+        return self._overdue + sum(count for at, count in chain.from_iterable(late) if at <= now)
 
     def take(self, now: int, most: int) -> list[Name]:
         """Remove names that are due at `now`, in a time that is bounded by `most`."""
         self._advance(now)
         for at, bucket in list(self._moving.items())[:1]:
-            while bucket.count and most:
-                name, its = bucket.take()
-                self.add(name, its)
-                most -= 1
+            for _ in range(min(bucket.count, MOVES * most)):
+                self.add(*bucket.take())
             if not bucket.count:
                 del self._moving[at]
         taken: list[Name] = []
