@@ -113,6 +113,7 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._closed:
+            self._next = float("inf")  # what is granted from here on is not in this list, and wakes
             held = list(self._held.values())
             try:
                 if held or self._given_up or self._session.channel is None:

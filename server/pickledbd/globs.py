@@ -10,6 +10,7 @@ for itself.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 
 Ranges = list[tuple[str, str]]
@@ -25,16 +26,14 @@ def matcher(glob: str) -> Callable[[str], bool]:
     if not set(glob) & set("?["):
         return _pieces_matcher(glob)
     parts, stars = _parts(glob)
-    steps: dict[str, int] = {}  # for a character, the parts that it matches
+    firsts, matched = _matched(parts)
     end = 1 << len(parts)
 
     def matches(key: str) -> bool:
         places = 1
-        for char in key:
-            step = steps.get(char)
-            if step is None:
-                step = steps[char] = _step(parts, char)
-            places = (places & step) << 1 | places & stars
+        for char in map(ord, key):
+            by = matched[bisect_right(firsts, char) - 1]
+            places = (places & by) << 1 | places & stars
             if not places:
                 return False
         return places & end != 0
@@ -63,12 +62,21 @@ def _pieces_matcher(glob: str) -> Callable[[str], bool]:
     return matches
 
 
-def _step(parts: list[Part], char: str) -> int:
-    step = 0
-    for number, (among, ranges) in enumerate(parts):
-        if any(first <= char <= last for first, last in ranges) == among:
-            step |= 1 << number
-    return step
+def _matched(parts: list[Part]) -> tuple[list[int], list[int]]:
+    """Code points, and which parts, as bits, the characters from each of them on match."""
+    matched = [sum(1 << number for number, (among, _) in enumerate(parts) if not among)]
+    changes: dict[int, int] = {}
+    for number, (_, ranges) in enumerate(parts):
+        over = 0
+        for first, last in sorted(ranges):
+            begin = max(ord(first), over)
+            if begin <= ord(last):
+                over = ord(last) + 1
+                for at in (begin, over):
+                    changes[at] = changes.get(at, 0) ^ 1 << number
+    for _, bits in sorted(changes.items()):
+        matched.append(matched[-1] ^ bits)
+    return [0, *sorted(changes)], matched
 
 
 def _parts(glob: str) -> tuple[list[Part], int]:

@@ -265,7 +265,8 @@ def _some(content: Iterable[Piece], args: Args) -> Iterator[tuple[Iterable[str],
             continue
         found: dict[str, bytes] = {}
         looked = 0
-        for key, value in zip(keys, values, strict=True):
+        # They are no more what they were once the table is changed, between these steps
+        for key, value in list(zip(keys, values, strict=True)):
             if wanted(key):
                 found[key] = value
             looked += len(key)

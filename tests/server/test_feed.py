@@ -36,6 +36,7 @@ SMALL = {
     "TOLD_AT_ONCE": 3,
     "TOLD_BYTES": 24,
     "LOOKED_AT_ONCE": 4,
+    "LEFT_MAX": 3,
 }
 
 
@@ -214,6 +215,7 @@ class Watching(RuleBasedStateMachine):
         assert feed._bytes == sum(size_of(*change) for change in held) <= watches.BYTES_MAX
         assert feed.active or not held
         assert len(feed) == len(self.parked)
+        assert len(feed._left) <= watches.LEFT_MAX
 
     def teardown(self):
         for peer, _ in list(self.parked):

@@ -7,6 +7,7 @@ import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -112,29 +113,65 @@ def test_no_regular_expression_is_made_of_a_glob():
 SLICE_STEPS = 60_000
 """Of 0.05 to 0.1 us each: a slice is not to be much longer than 5 ms."""
 
+LETTERS = "".join(map(chr, range(0x4E00, 0x4E00 + 4000)))
+
 
 @pytest.mark.parametrize("op", ["all", "dump"])
 @pytest.mark.parametrize(
     ("glob", "key", "count"),
     [
         ("*" + "a" * 99 + "b", "a" * 200, 400),
+        ("*?" + "a" * 99 + "b", "a" * 200, 400),
         ("*" + "a" * (GLOB_MAX - 2) + "b", "a" * 20_000, 1),
         ("*[" + "b" * (GLOB_MAX - 3) + "]", "a" * 2000, 30),
+        ("*" + "?" * (GLOB_MAX - 2) + "b", LETTERS, 1),
+        ("*[" + "b" * (GLOB_MAX - 3) + "]", LETTERS, 1),
     ],
-    ids=["many keys", "a long key", "a large set"],
+    ids=["text", "any", "a long key", "a large set", "all letters", "all letters and a large set"],
 )
 def test_matching_holds_nobody_up_however_long_the_glob_and_the_keys_are(op, glob, key, count):
     """The daemon goes on with others after each part of an answer, be it an empty one."""
     store = Store()
     store.set_many({f"{key}{n}": b"1" for n in range(count)})
-    args = {"glob": glob}
     content = ((keys, values, {}) for keys, values in store.view())
-    parts = handlers.READERS[op](content, args, 0)
+    parts = []
+
+    def begin():
+        parts.append(handlers.READERS[op](content, {"glob": glob}, 0))
+
+    steps_of(begin, SLICE_STEPS)
     over = False
+
+    def step():
+        nonlocal over
+        over = next(parts[0], None) is None
+
     while not over:
-
-        def step():
-            nonlocal over
-            over = next(parts, None) is None
-
         steps_of(step, SLICE_STEPS)
+
+
+@pytest.mark.parametrize("how", [{"prefix": "k"}, {"glob": "*1*"}, {"glob": "?*1*"}, {}])
+@pytest.mark.parametrize("op", ["all", "dump"])
+def test_it_is_all_of_one_moment_whatever_is_changed_between_the_slices(op, how):
+    """Also where one chunk of the table takes several of them."""
+    store = Store()
+    store.set_many({f"k{n}" + "x" * 200: b"%d" % n for n in range(300)})
+    before = store.view()
+    expected = [
+        (key, orjson.loads(value))
+        for keys, values in before
+        for key, value in zip(keys, values, strict=True)
+        if how in ({}, {"prefix": "k"}) or "1" in key
+    ]
+    content = ((keys, values, {}) for keys, values in store.view())
+    found = []
+    for number, part in enumerate(handlers.READERS[op](content, how, 0)):
+        store.set(f"k1 new {number}", b"0")
+        store.set(f"k{(299 - number) % 300}" + "x" * 200, b"-1")
+        store.remove(f"k{number * 7 % 300}" + "x" * 200)
+        store.commit()
+        if part:
+            result = orjson.loads(part)
+            found += result["items"].items() if op == "dump" else result["keys"]
+    assert number > 3 or not how
+    assert found == (expected if op == "dump" else [key for key, _ in expected])
