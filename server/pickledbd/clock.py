@@ -61,7 +61,6 @@ def go_on(before: Mapping[str, Any] | None, newest: int = 0) -> None:
     if before is not None:
         if before["boot"] == _boot() != "" and before["now"] <= _shown(before["ahead_ns"]):
             _ahead_ns = before["ahead_ns"]
-            return
         newest = max(newest, before["now"])
     _ahead_ns += max(0, newest - now_ms()) * 1_000_000
 
