@@ -410,9 +410,11 @@ def keep(holder: str, asks: Iterable[int]) -> Call[list[int]]:
 
 
 def watch(prefix: str, since: int | None, watcher: str) -> Call[dict[str, Any]]:
-    told: dict[str, Any] = {"prefix": prefix, "watcher": watcher}
-    if since is not None:
-        told["since"] = since
+    args = b'{"prefix":%b,"watcher":"%b"%b}' % (
+        encode_key(prefix),
+        watcher.encode(),
+        b"" if since is None else b',"since":%d' % since,
+    )
 
     def read(reply: Reply) -> dict[str, Any]:
         for change in reply.result.get("changes", ()) if reply.binary else ():
@@ -420,7 +422,7 @@ def watch(prefix: str, since: int | None, watcher: str) -> Call[dict[str, Any]]:
         return reply.result
 
     # Without `since` the answer comes at once
-    return Call("watch", orjson.dumps(told), read, patience=OWN if since is None else None)
+    return Call("watch", args, read, patience=OWN if since is None else None)
 
 
 def unwatch(watcher: str) -> Call[bool]:

@@ -7,6 +7,7 @@ the iterator. Nothing is polled: the daemon answers when there is something to t
 from __future__ import annotations
 
 import contextlib
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -82,6 +83,7 @@ class Watch:
 
     def __init__(self, request: Callable[[Call[Any]], Any], prefix: Any, since: int | None) -> None:
         self._request = request
+        self._turn = threading.Lock()
         self._asking = False
         self._watching = Watching(prefix, since)
         if since is None:
@@ -93,28 +95,30 @@ class Watch:
     def __next__(self) -> Change | Resync:
         watching = self._watching
         while not watching.closed:
-            if watching.found:
+            with contextlib.suppress(IndexError):
                 return watching.found.popleft()
             self._ask()
         raise StopIteration
 
     def _ask(self) -> None:
-        self._asking = True
-        try:
-            if not self._watching.closed:
-                self._watching.take(self._request(self._watching.call()))
-        except PickleDBError:
-            if not self._watching.closed:  # else it was closed together with the database
-                raise
-        finally:
-            self._asking = False
+        watching = self._watching
+        with self._turn:  # of the threads that share it, one asks
+            self._asking = True
+            try:
+                if not (watching.closed or watching.found):
+                    watching.take(self._request(watching.call()))
+            except PickleDBError:
+                if not watching.closed:  # else it was closed together with the database
+                    raise
+            finally:
+                self._asking = False
 
     def close(self) -> None:
         """End the iteration, also where another thread waits for its next step."""
         self._watching.closed = True
         if self._asking:
             with contextlib.suppress(PickleDBError):  # who waits for nobody hears so himself
-                self._request(self._watching.left())
+                self._request(calls.unwatch(self._watching.watcher))
 
     def __enter__(self) -> Self:
         return self

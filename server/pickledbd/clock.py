@@ -26,24 +26,31 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ahead_ns = time.time_ns() - time.clock_gettime_ns(_COUNTER)
 
 
-_moment = 0  # what it shows while it is held
+_held = False
+_moment = 0  # what it was seen to show since it is held
 
 
 def now_ms() -> int:
     """What the clock shows."""
-    return _moment or (_ahead_ns + time.clock_gettime_ns(_COUNTER)) // 1_000_000
+    global _moment  # noqa: PLW0603 - a process has one clock
+    if _moment:
+        return _moment
+    shown = (_ahead_ns + time.clock_gettime_ns(_COUNTER)) // 1_000_000
+    if _held:
+        _moment = shown
+    return shown
 
 
 def hold() -> None:
     """Have it show the same until `let_go`: no time passes within a command."""
-    global _moment  # noqa: PLW0603 - a process has one clock
-    _moment = 0
-    _moment = now_ms()
+    global _held  # noqa: PLW0603 - a process has one clock
+    _held = True
 
 
 def let_go() -> None:
     """Have it go on."""
-    global _moment  # noqa: PLW0603 - a process has one clock
+    global _held, _moment  # noqa: PLW0603 - a process has one clock
+    _held = False
     _moment = 0
 
 

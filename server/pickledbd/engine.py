@@ -354,6 +354,8 @@ class Engine:
 
     def _come_due(self, now: float) -> float:
         """Do what the daemon's clock says; when to look again at the latest."""
+        if not (self._store.expires or self._store.locks.busy):
+            return now + LONG_SECONDS
         if self._store.behind and not self._reaping and not self._store.folding:
             self._reaping = True
             self._tasks.add(self._reap())
@@ -361,7 +363,7 @@ class Engine:
         due = self._parking.next_due
         if due is not None and due <= shown:
             self._note(self._parking.overdue())
-        elif self._parking.restless or self._store.locks.ready:
+        elif self._store.locks.ready:  # since writes are not refused any more
             self._end_turn()
         times = (self._parking.next_due, None if self._reaping else self._store.next_due)
         waits = [(at - shown) / 1000 for at in times if at is not None]

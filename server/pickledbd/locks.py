@@ -198,6 +198,11 @@ class Locks:
         )
 
     @property
+    def busy(self) -> bool:
+        """Whether there is anything at all."""
+        return bool(self._held or self._waiting or self._free)
+
+    @property
     def ready(self) -> bool:
         """Whether there may be somebody to be granted something."""
         return bool(self._free)

@@ -299,20 +299,20 @@ class Saver:
     ) -> Task[int]:
         ahead: deque[Future[None]] = deque()
         gathered: list[bytes] = []
+        expires: dict[str, int] = {}
         size = total = 0
         try:
             for part, deadlines in parts:
-                if deadlines:
-                    ahead.append(self._snapshots.do(writing.expire, deadlines))
+                expires.update(deadlines)
                 gathered.append(part)
                 size += len(part)
                 if size >= PART_BYTES:
-                    ahead.append(self._snapshots.do(writing.write, b"".join(gathered)))
-                    gathered, total, size = [], total + size, 0
+                    ahead.append(self._snapshots.do(writing.write, b"".join(gathered), expires))
+                    gathered, expires, total, size = [], {}, total + size, 0
                 yield ahead[0] if len(ahead) >= PARTS_AHEAD else None
                 while ahead and ahead[0].done():
                     ahead.popleft().result()
-            ahead.append(self._snapshots.do(writing.write, b"".join(gathered)))
+            ahead.append(self._snapshots.do(writing.write, b"".join(gathered), expires))
         finally:
             # Nobody may close the file that a thread still writes to
             while ahead and not ahead[-1].done():

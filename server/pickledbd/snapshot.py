@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
@@ -49,6 +50,8 @@ SYNC_BYTES = 16 * 2**20
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """How a file system tells that it has no hard links, or no further ones."""
+
+_NOTHING: Mapping[str, int] = MappingProxyType({})
 
 _HEAD, _SEPARATOR, _TAIL = b"{\n", b",\n", b"\n}\n"
 
@@ -223,23 +226,21 @@ class Writing:
         with step("creating a temporary file"):
             self._file = create(self._temp, self._target.path)
 
-    def write(self, text: bytes) -> None:
-        """Write a part. From time to time what was written is sent on its way to the disk.
+    def write(self, text: bytes, expires: Mapping[str, int] = _NOTHING) -> None:
+        """Write a part, and when its keys expire. From time to time it is sent on its way to the disk.
 
         Else it would all be left to the last fsync, and whoever writes meanwhile be held up.
         """
         with step("writing the temporary file"):
             write_all(self._file, text)
         self._hash.update(text)
+        if expires:
+            self._annex.add(expires)
         self._unsynced += len(text)
         if self._unsynced >= SYNC_BYTES:
             self._unsynced = 0
             with step("fdatasync of the temporary file"):
                 sync(self._file, data_only=True)
-
-    def expire(self, deadlines: Mapping[str, int]) -> None:
-        """Write when some of the keys expire, which goes into the annex."""
-        self._annex.add(deadlines)
 
     def sync(self, locks: Mapping[str, Any], clock: Mapping[str, Any]) -> str:
         """Have it on the disk; the digest of all that was written.

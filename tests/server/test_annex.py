@@ -270,9 +270,10 @@ def saved(tmp_path_factory):
     writing = file.write()
     writing.create()
     expires = {f"k{n}": HOUR + n for n in range(30)}
-    writing.write(b"{\n" + b",\n".join(b'"%b":1' % key.encode() for key in expires) + b"\n}\n")
+    writing.write(b"{\n" + b",\n".join(b'"%b":1' % key.encode() for key in expires))
     for n in range(0, 30, 10):
-        writing.expire(dict(list(expires.items())[n : n + 10]))
+        writing.write(b"", dict(list(expires.items())[n : n + 10]))
+    writing.write(b"\n}\n")
     writing.sync({"fence": 7, "locks": []}, clock.told())
     writing.publish()
     return file.path, [(key, b"1", deadline) for key, deadline in expires.items()]
