@@ -354,6 +354,8 @@ class Engine:
 
     def _come_due(self, now: float) -> float:
         """Do what the daemon's clock says; when to look again at the latest."""
+        if self._parking.restless:  # a large batch has come to count
+            self._end_turn()
         if not (self._store.expires or self._store.locks.busy):
             return now + LONG_SECONDS
         if self._store.behind and not self._reaping and not self._store.folding:

@@ -223,6 +223,7 @@ def test_within_a_command_no_time_passes(machine):
     held = running.now_ms()
     machine.goes_on(5 * SECOND)
     assert running.now_ms() == held
+    running.let_go()
     running.hold()
     assert running.now_ms() == held + 5000, "each command has a moment of its own"
     machine.goes_on(5 * SECOND)
