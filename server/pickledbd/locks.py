@@ -29,7 +29,7 @@ Ask = tuple[str, int]
 
 
 OVER_MAX = 10_000
-"""Asks that were released although they held nothing, which are remembered."""
+"""Asks that were released, or have ended, which are remembered."""
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class Locks:
         self._by_token: dict[int, Lock] = {}
         self._queues: dict[str, dict[Ask, Waiter]] = {}
         self._waiting: dict[Ask, Waiter] = {}
-        self._over: dict[Ask, None] = {}  # what was released and not held, the newest last
+        self._over: dict[Ask, None] = {}  # the newest last
         self._orders = count()
         self._asked_by: dict[Peer, dict[Ask, None]] = {}  # what waits
         self._connections: dict[str, Peer] = {}  # of holders
@@ -98,9 +98,6 @@ class Locks:
 
     def ask(self, waiter: Waiter) -> int | None:
         """Have `waiter` wait, unless its ask was granted before: then its token."""
-        if waiter.ask in self._over:  # its release came by another connection, and overtook it
-            self.gave_up.append(waiter)
-            return None
         held = self._by_ask.get(waiter.ask)
         before = self._waiting.get(waiter.ask)  # by a connection that its client gave up
         if any(known is not None and known.name != waiter.name for known in (held, before)):
@@ -120,6 +117,10 @@ class Locks:
         if waiter.name not in self._held:
             self._free[waiter.name] = None
         return None
+
+    def is_over(self, ask: Ask) -> bool:
+        """Whether a request for it comes late: another connection was quicker with its release."""
+        return ask in self._over
 
     def _enqueue(self, waiter: Waiter) -> None:
         self._waiting[waiter.ask] = waiter
@@ -148,19 +149,19 @@ class Locks:
         waiter = self._waiting.get(ask)
         if waiter is not None:
             self.forget(ask)
+            self._note_over(ask)
             self.gave_up.append(waiter)
             return False, lambda: self._wait_again(waiter)
         lock = self._by_ask.get(ask)
         if lock is None or lock.name != name or lock.deadline <= now_ms():
-            self._over[ask] = None
-            if len(self._over) > OVER_MAX:
-                del self._over[next(iter(self._over))]
+            self._note_over(ask)
             return False, None
         self._end(lock)
         return True, lambda: self._begin(lock)
 
     def _wait_again(self, waiter: Waiter) -> None:
         self.gave_up.remove(waiter)
+        self._over.pop(waiter.ask, None)
         self._enqueue(waiter)
 
     def keep(self, peer: Peer, holder: str, asks: Iterable[int]) -> list[int]:
@@ -259,11 +260,18 @@ class Locks:
 
             def undo(waiter: Waiter = waiter, lock: Lock = lock) -> None:
                 self._end(lock)
+                self._over.pop(waiter.ask, None)
                 self._enqueue(waiter)
 
             yield waiter, lock, undo
 
+    def _note_over(self, ask: Ask) -> None:
+        self._over[ask] = None
+        if len(self._over) > OVER_MAX:
+            del self._over[next(iter(self._over))]
+
     def _begin(self, lock: Lock) -> None:
+        self._over.pop((lock.holder, lock.ask), None)
         self.changes += 1
         self._held[lock.name] = lock
         self._by_ask[lock.holder, lock.ask] = lock
@@ -276,6 +284,7 @@ class Locks:
         del self._held[lock.name]
         del self._by_ask[lock.holder, lock.ask]
         del self._by_token[lock.token]
+        self._note_over((lock.holder, lock.ask))
         self._free[lock.name] = None
 
     # Over a restart

@@ -57,6 +57,8 @@ class Parking:
 
     def _lock(self, peer: Peer, request: Request) -> bytes | None:
         args = request.args
+        if self._locks.is_over((args["holder"], args["ask"])):
+            return b"{}"
         now = now_ms()
         since = now if request.sent_at is None else min(request.sent_at, now)
         waiter = Waiter(

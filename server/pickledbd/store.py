@@ -98,7 +98,7 @@ class Store:
         self.changes = 0
 
     def __len__(self) -> int:
-        return len(self._table) - (self._wheel.overdue(now_ms()) if self._wheel else 0)
+        return len(self._table) - (self._wheel.overdue(now_ms()) if self._wheel.used else 0)
 
     def __contains__(self, key: str) -> bool:
         return self.get(key) is not None
@@ -123,7 +123,7 @@ class Store:
         return None if value is None else deadline_of(value)
 
     def get_many(self, keys: list[str]) -> list[bytes | None]:
-        if self._adopted is not None or self._wheel:
+        if self._adopted is not None or self._wheel.used:
             return [self.get(key) for key in keys]
         return self._table.get_many(keys)
 
@@ -140,13 +140,13 @@ class Store:
         self._log.append(Change(table, many=items, befores=befores, count=self.changes))
         self.changes += len(items)
         self.counters.changed_many(items, len(items))
-        if deadline is not None or self._wheel:
+        if deadline is not None or self._wheel.used:
             for key, before in zip(items, befores, strict=True):
                 self._turn_wheel(key, before, deadline)
 
     def set(self, key: str, text: bytes, deadline: int | None = None) -> None:
         """Have the value of this text, until `deadline` if there is one."""
-        if self._wheel or self._adopted is not None:
+        if self._wheel.used or self._adopted is not None:
             before = self._stored(key)
             if before is not None and is_due(before):
                 self.remove(key)
@@ -171,7 +171,7 @@ class Store:
         )
         self.changes += 1
         self.counters.changed(key)
-        if not value[0] or self._wheel:
+        if not value[0] or self._wheel.used:
             self._turn_wheel(key, before, deadline_of(value))
 
     def _turn_wheel(self, key: str, before: bytes | None, deadline: int | None) -> None:
@@ -258,7 +258,7 @@ class Store:
         for change in self._log:
             if change.cleared is not None:
                 self._garbage.append(change.cleared)
-                if change.wheel:
+                if change.wheel is not None and change.wheel.used:
                     self._garbage.append(change.wheel)
             # Where a batch was adopted, a key may have been removed from two tables
             if change.undo is None and not change.again:
@@ -324,7 +324,7 @@ class Store:
         else:
             table.set(key, before)
         deadline = None if before is None else deadline_of(before)
-        if self._wheel or deadline is not None:
+        if self._wheel.used or deadline is not None:
             self._turn_wheel(key, value, deadline)
 
     # Keys that expire
@@ -343,7 +343,7 @@ class Store:
     @property
     def expires(self) -> bool:
         """Whether there may be a key that expires."""
-        return bool(self._wheel)
+        return self._wheel.used
 
     @property
     def next_due(self) -> int | None:
@@ -419,7 +419,7 @@ class Store:
         batch = self._adopted
         while batch:
             chunk = batch.take_chunk()
-            if self._wheel:
+            if self._wheel.used:
                 for key, before in zip(chunk, map(self._table.get, chunk), strict=True):
                     self._turn_wheel(key, before, None)
             self._table.extend(list(chunk), list(chunk.values()))

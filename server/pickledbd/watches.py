@@ -103,9 +103,10 @@ class Feed:
     def skip(self) -> None:
         """Changes were committed that are not told one by one."""
         self._sequence += 1
-        self._changes.clear()
-        self._first = self._bytes = 0
-        self._woken.update(dict.fromkeys(self._parked))
+        if self.active:
+            self._changes.clear()
+            self._first = self._bytes = 0
+            self._woken.update(dict.fromkeys(self._parked))
 
     def _trim(self) -> None:
         while self._bytes > BYTES_MAX or len(self._changes) - self._first > CHANGES_MAX:
@@ -197,8 +198,8 @@ class Feed:
         if self._parked or not self.active:
             self._idle_since = now
         elif now - self._idle_since > IDLE_SECONDS:
-            self.active = False
             self.skip()
+            self.active = False
 
     def _lacks(self, since: int) -> bool:
         held = len(self._changes) - self._first

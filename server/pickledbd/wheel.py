@@ -102,12 +102,12 @@ class Wheel(Generic[Name]):
         self._due: dict[int, _Bucket[Name]] = {}  # buckets of `near` whose time has come
         self._moving: dict[int, _Bucket[Name]] = {}  # and those of `far` that are moved on
         self._overdue = 0  # names in the former
-
-    def __bool__(self) -> bool:
-        return bool(self._near.times or self._far.times or self._due or self._moving)
+        self.used = False
+        """Whether there may be anything in it."""
 
     def add(self, name: Name, at: int) -> None:
         """Have `name` due at that time."""
+        self.used = True
         if at - now_ms() >= 2 * FAR_MS:
             self._far.add(name, at, _far(at))
             return
@@ -139,12 +139,12 @@ class Wheel(Generic[Name]):
     @property
     def next(self) -> int | None:
         """When there is something to `take`, or to be moved on; None if there is nothing."""
-        if not self:
+        if not self.used:
             return None
         if self._due or self._moving:
             return 0
         times = [*self._near.times[:1], *(at - FAR_MS for at in self._far.times[:1])]
-        return min(times)
+        return min(times, default=None)
 
     def overdue(self, now: int) -> int:
         """How many names are due at `now`."""
@@ -169,6 +169,7 @@ class Wheel(Generic[Name]):
                 self._overdue -= 1
             if not bucket.count:
                 del self._due[at]
+        self._look_whether_used()
         return taken
 
     def _advance(self, now: int) -> None:
@@ -182,6 +183,10 @@ class Wheel(Generic[Name]):
             if bucket.count:
                 self._due[at] = bucket
                 self._overdue += bucket.count
+        self._look_whether_used()
+
+    def _look_whether_used(self) -> None:
+        self.used = bool(self._near.times or self._far.times or self._due or self._moving)
 
     viewed = False  # as a table has it: whether it must not be freed yet
 

@@ -135,7 +135,7 @@ class Turning(RuleBasedStateMachine):
     @invariant()
     def who_sleeps_until_next_misses_nothing(self):
         if self.known:
-            assert self.wheel
+            assert self.wheel.used
             assert self.wheel.next is not None
             assert self.wheel.next <= min(self.known.values())
 
@@ -147,7 +147,7 @@ class Turning(RuleBasedStateMachine):
                 break
             self.clock.now = max(self.now, after)
             self.take_all_that_is_due()
-        assert not self.wheel
+        assert not self.wheel.used
         assert self.known == {}
         assert self.wheel.overdue(self.now + 10**13) == 0
 
