@@ -227,7 +227,7 @@ class Writing:
             self._file = create(self._temp, self._target.path)
 
     def write(self, text: bytes, expires: Mapping[str, int] = _NOTHING) -> None:
-        """Write a part, and when its keys expire. From time to time it is sent on its way to the disk.
+        """Write a part, and when its keys expire. Now and then it is sent on its way to the disk.
 
         Else it would all be left to the last fsync, and whoever writes meanwhile be held up.
         """

@@ -121,7 +121,10 @@ class Turning(RuleBasedStateMachine):
     @rule()
     def take_all_that_is_due(self):
         taken = []
-        while (after := self.wheel.next) is not None and after <= self.now:
+        for _ in range(1000):
+            after = self.wheel.next
+            if after is None or after > self.now:
+                break
             taken += self.wheel.take(self.now, 3)
         assert sorted(taken) == sorted(self.due())
         for name in taken:
@@ -188,6 +191,7 @@ def test_a_hundred_thousand_of_one_moment_are_taken_a_few_at_a_time_and_none_twi
         taken += kept.take(clock.now, 64)
         calls += 1
         assert len(taken) <= 64 * calls
+        assert calls < 10_000
     assert sorted(taken) == [name for name in range(100_000) if name != 7]
     assert kept.overdue(clock.now) == 0
     assert kept.next == due_at + 1
