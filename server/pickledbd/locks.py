@@ -81,7 +81,7 @@ class Locks:
         self._orders = count()
         self._asked_by: dict[Peer, dict[Ask, None]] = {}  # what waits
         self._connections: dict[str, Peer] = {}  # of holders
-        self._untied: dict[Peer, dict[Ask, None]] = {}  # what was granted to holders without one
+        self._untied: dict[Ask, Peer] = {}  # what holders without one hold, and who asked
         self._ends: Wheel[str] = Wheel()  # locks
         self._patience: Wheel[Ask] = Wheel()
         self._free: dict[str, None] = {}  # names of those that may have to be given to somebody
@@ -105,8 +105,11 @@ class Locks:
                 f"lock: ask {waiter.ask[1]} of this holder is not for {shown(waiter.name)}; "
                 "each lock needs an ask of its own"
             )
-        if held is not None:
+        if held is not None and held.deadline > now_ms():
+            self._tie(waiter)
             return held.token
+        if held is not None:
+            self._end(held)
         waiter.order = next(self._orders)
         if before is not None:
             waiter.since, waiter.order = min(_turn(waiter), _turn(before))
@@ -117,6 +120,11 @@ class Locks:
         if waiter.name not in self._held:
             self._free[waiter.name] = None
         return None
+
+    def _tie(self, waiter: Waiter) -> None:
+        """Have a holder without a connection of its own hold no longer than that of its asker."""
+        if waiter.ask[0] not in self._connections:
+            self._untied[waiter.ask] = waiter.peer
 
     def is_over(self, ask: Ask) -> bool:
         """Whether a request for it comes late: another connection was quicker with its release."""
@@ -146,23 +154,31 @@ class Locks:
 
     def release(self, name: str, ask: Ask) -> tuple[bool, Undo | None]:
         """End what `ask` holds, or its waiting; whether it held it, and how to undo it."""
+        self._over[ask] = None
+        if len(self._over) > OVER_MAX:
+            del self._over[next(iter(self._over))]
         waiter = self._waiting.get(ask)
         if waiter is not None:
             self.forget(ask)
-            self._note_over(ask)
             self.gave_up.append(waiter)
             return False, lambda: self._wait_again(waiter)
         lock = self._by_ask.get(ask)
         if lock is None or lock.name != name or lock.deadline <= now_ms():
-            self._note_over(ask)
             return False, None
+        tied_to = self._untied.get(ask)
         self._end(lock)
-        return True, lambda: self._begin(lock)
+        return True, lambda: self._hold_again(lock, tied_to)
 
     def _wait_again(self, waiter: Waiter) -> None:
-        self.gave_up.remove(waiter)
         self._over.pop(waiter.ask, None)
+        self.gave_up.remove(waiter)
         self._enqueue(waiter)
+
+    def _hold_again(self, lock: Lock, tied_to: Peer | None) -> None:
+        self._over.pop((lock.holder, lock.ask), None)
+        self._begin(lock)
+        if tied_to is not None:
+            self._untied[lock.holder, lock.ask] = tied_to
 
     def keep(self, peer: Peer, holder: str, asks: Iterable[int]) -> list[int]:
         """Have these `asks` of a holder hold for another ttl; those that hold nothing any more.
@@ -230,8 +246,11 @@ class Locks:
         """The connection of `peer` was lost: end what it waits for and holds; the latter."""
         for ask in list(self._asked_by.get(peer, ())):
             self.forget(ask)
-        untied = [ask for ask in self._untied.pop(peer, ()) if ask[0] not in self._connections]
-        ended = [self._by_ask[ask] for ask in untied if ask in self._by_ask]
+        ended = [
+            self._by_ask[ask]
+            for ask, its in self._untied.items()
+            if its == peer and ask[0] not in self._connections
+        ]
         holders = {holder for holder, its in self._connections.items() if its == peer}
         for holder in holders:
             del self._connections[holder]
@@ -255,23 +274,15 @@ class Locks:
             self.fence = max(self.fence + 1, now * 1000)
             lock = Lock(name, *waiter.ask, self.fence, waiter.ttl_ms, now + waiter.ttl_ms)
             self._begin(lock)
-            if lock.holder not in self._connections:
-                self._untied.setdefault(waiter.peer, {})[waiter.ask] = None
+            self._tie(waiter)
 
             def undo(waiter: Waiter = waiter, lock: Lock = lock) -> None:
                 self._end(lock)
-                self._over.pop(waiter.ask, None)
                 self._enqueue(waiter)
 
             yield waiter, lock, undo
 
-    def _note_over(self, ask: Ask) -> None:
-        self._over[ask] = None
-        if len(self._over) > OVER_MAX:
-            del self._over[next(iter(self._over))]
-
     def _begin(self, lock: Lock) -> None:
-        self._over.pop((lock.holder, lock.ask), None)
         self.changes += 1
         self._held[lock.name] = lock
         self._by_ask[lock.holder, lock.ask] = lock
@@ -284,7 +295,7 @@ class Locks:
         del self._held[lock.name]
         del self._by_ask[lock.holder, lock.ask]
         del self._by_token[lock.token]
-        self._note_over((lock.holder, lock.ask))
+        self._untied.pop((lock.holder, lock.ask), None)
         self._free[lock.name] = None
 
     # Over a restart

@@ -707,12 +707,12 @@ def test_who_is_gone_before_the_daemon_reads_that_it_watches_leaves_nothing(daem
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_watcher_that_is_stopped_harms_nobody(daemon, db):
-    value = "x" * 200_000
+    value = "x" * 400_000
     with Process("blocking", daemon.location) as watcher, Told("blocking", daemon.location) as told:
         watcher.signal(signal.SIGSTOP)
         before = memory_of(daemon.pid)
         mirror = Mirror()
-        for n in range(1000):
+        for n in range(500):
             db.set("k", [n, value])
             mirror.take(told.next())
             assert mirror.content["k"][0] == n

@@ -228,7 +228,7 @@ class Watching(RuleBasedStateMachine):
 
 
 def test_who_watches_is_told_each_change_once_and_in_order_or_to_resync():
-    run_state_machine_as_test(Watching, settings=settings(max_examples=150, stateful_step_count=40))
+    run_state_machine_as_test(Watching, settings=settings(max_examples=80, stateful_step_count=40))
 
 
 def asked(feed, since, prefix="", number=1):

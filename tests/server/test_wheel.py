@@ -126,6 +126,8 @@ class Turning(RuleBasedStateMachine):
             if after is None or after > self.now:
                 break
             taken += self.wheel.take(self.now, 3)
+        else:
+            pytest.fail("it is never done")
         assert sorted(taken) == sorted(self.due())
         for name in taken:
             del self.known[name]
