@@ -281,7 +281,7 @@ class AsyncPickleDB(Handle):
 
         Its locks are let go of, and its watches raise Unavailable.
         """
-        self._locks.close()
+        self._locks.close(wait=False)  # else, in all tasks of this event loop
         self._link.close()
 
     def __repr__(self) -> str:

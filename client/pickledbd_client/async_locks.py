@@ -25,6 +25,8 @@ class AsyncLock(BaseLock):
     ) -> None:
         super().__init__(locks, name, ttl, timeout)
         self._request = request
+        # What is held by whoever took this last: wait_for takes it in a task of its own
+        self._taken: dict[str, Held] = {}
 
     async def acquire(self) -> Held:
         """Wait for the lock. RequestTimeout if it was not free in time."""
@@ -33,6 +35,7 @@ class AsyncLock(BaseLock):
         held = self._again(mine)
         if held is not None:
             return held
+        self._taken = mine
         held, call = self._begin(keeper)
         try:
             token = await self._request(call)
@@ -46,7 +49,8 @@ class AsyncLock(BaseLock):
     async def release(self) -> None:
         """Give it back. LockLost if it was not held any more."""
         keeper = self._locks.keeper()
-        held = self._last(self._locks.of_task(asyncio.current_task()))
+        mine = self._locks.of_task(asyncio.current_task())
+        held = self._last(mine if self.name in mine else self._taken)
         if held is None:
             return
         try:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pickledbd_client.calls import Call
+from pickledbd_client.route import generation
 from pickledbd_client.watching import Change, Resync, Watching
 
 
@@ -27,6 +28,7 @@ class AsyncWatch:
         self._watching = Watching(prefix, since)
         self._begun = since is not None
         self._turn = asyncio.Lock()  # of the tasks that share it, one asks
+        self._generation = generation()
 
     def __aiter__(self) -> Self:
         return self
@@ -53,7 +55,7 @@ class AsyncWatch:
     async def close(self) -> None:
         """End the iteration, also where another task waits for its next step."""
         self._watching.closed = True
-        if self._turn.locked():
+        if self._turn.locked() and self._generation == generation():  # else it is the parent's
             await self._request(self._watching.left())
 
     async def __aenter__(self) -> Self:

@@ -124,6 +124,16 @@ def ttl_ms(seconds: float, about: str) -> int:
     )
 
 
+def wait_ms(seconds: float, about: str) -> int:
+    """How long to wait, on the wire. InvalidValue if that is no time; `about` says for what."""
+    if type(seconds) in (int, float) and 0 <= seconds <= TTL_MS_MAX / 1000:
+        return math.ceil(seconds * 1000)
+    raise InvalidValue(
+        f"{about}: the timeout is a number of seconds, 0 or more and at most 100 years, or None, "
+        f"not {seconds!r}"
+    )
+
+
 def _token(token: Any) -> int:
     if type(token) is not int or not 0 <= token < 2**53:
         raise InvalidValue(f"a token is the .token of a lock that is held, not {token!r}")
@@ -392,7 +402,7 @@ def lock(
         holder.encode(),
         ask,
         _more(ttl, about=f"lock {shown(name)}"),
-        b"" if wait is None else b',"wait_ms":%d' % math.ceil(wait * 1000),
+        b"" if wait is None else b',"wait_ms":%d' % wait_ms(wait, f"lock {shown(name)}"),
     )
     return Call("lock", args, lambda reply: reply.result.get("token"), patience=patience)
 

@@ -94,15 +94,15 @@ class Keeper:
         self._given_up.append(held)
         self._wake()
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """End the thread, which lets go of everything. A daemon that is stuck is not waited for.
 
-        What was asked for is given up: its askers are answered so.
+        What was asked for is given up: its askers are answered so. `wait`: until that is done.
         """
         self._given_up += self._expected.values()
         self._closed = True
         self._wake()
-        if self._thread is not threading.current_thread():
+        if wait and self._thread is not threading.current_thread():
             self._thread.join(CLOSING_SECONDS)
 
     def _wake(self) -> None:
@@ -124,8 +124,9 @@ class Keeper:
                 self._sleep(min(pauses, default=None))
             except (PickleDBError, ConnectionLostError):
                 self._session.close()
-                self._sleep(PAUSE_SECONDS if self._held or self._given_up else None)
-        if self._session.channel is not None:
+                again = self._held or self._expected or self._given_up
+                self._sleep(PAUSE_SECONDS if again else None)
+        if self._session.channel is not None or self._given_up:
             with contextlib.suppress(PickleDBError, ConnectionLostError):
                 self._tell([])
         self._session.close()

@@ -18,7 +18,7 @@ from pickledbd_client import calls
 from pickledbd_client.calls import Call
 from pickledbd_client.keeper import Held, Keeper
 from pickledbd_client.route import Route, generation, leave
-from pickledbd_protocol import InvalidValue, LockLost, RequestTimeout, shown
+from pickledbd_protocol import LockLost, RequestTimeout, shown
 
 _starting = threading.Lock()
 os.register_at_fork(after_in_child=_starting._at_fork_reinit)  # type: ignore[attr-defined] # noqa: SLF001 - as the standard library does
@@ -68,11 +68,11 @@ class Locks:
         """How long to wait for the answer of a daemon that waits for `timeout` seconds itself."""
         return self._route.patience(timeout)
 
-    def close(self) -> None:
-        """Let go of all that is held."""
+    def close(self, *, wait: bool = True) -> None:
+        """Let go of all that is held; `wait`: until that is done."""
         self._closed = True
         if self._keeper is not None:
-            self._keeper.close()
+            self._keeper.close(wait=wait)
 
 
 class BaseLock:
@@ -84,11 +84,8 @@ class BaseLock:
         self._ttl = ttl
         self._timeout = timeout
         calls.ttl_ms(ttl, f"lock {shown(self.name)}")
-        if timeout is not None and not 0 <= timeout < float("inf"):
-            raise InvalidValue(
-                f"lock {shown(self.name)}: the timeout is a number of seconds, 0 or more, or None, "
-                f"not {timeout!r}"
-            )
+        if timeout is not None:
+            calls.wait_ms(timeout, f"lock {shown(self.name)}")
 
     def _begin(self, keeper: Keeper) -> tuple[Held, Call[int | None]]:
         held = keeper.expect(self.name, self._ttl)
@@ -104,8 +101,8 @@ class BaseLock:
         return held, call
 
     def _got(self, keeper: Keeper, held: Held, token: int | None) -> Held:
+        self._locks.keeper()  # is there no more if this was closed meanwhile
         if token is None:
-            self._locks.keeper()  # is there no more if this was closed meanwhile
             raise RequestTimeout(f"lock {shown(self.name)} was not free within {self._timeout} s")
         held.token = token
         keeper.keep(held)

@@ -149,7 +149,8 @@ class Route:
 
     def timed_out(self, call: Call[Any]) -> PickleDBError:
         """The error where the deadline has passed."""
-        message = f"the daemon of {self.target} did not answer a {call.op} within {self._timeout} s"
+        seconds = self._timeout if call.patience == OWN else call.patience
+        message = f"the daemon of {self.target} did not answer a {call.op} within {seconds} s"
         if COMMANDS[call.op].writes or call.op == "save":
             return RequestTimeout(
                 f"{message}; it may or may not have been applied, or may be yet",

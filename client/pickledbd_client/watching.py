@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Self
 
 from pickledbd_client import calls
 from pickledbd_client.calls import Call, Some
-from pickledbd_protocol import PickleDBError
+from pickledbd_client.route import generation
+from pickledbd_protocol import InvalidValue, PickleDBError
 
 
 class Change(NamedTuple):
@@ -49,6 +50,8 @@ class Watching:
     """A watch without I/O: `ask` what `call` tells until there is something `found`."""
 
     def __init__(self, prefix: Any, since: int | None) -> None:
+        if since is not None and (type(since) is not int or not 0 <= since < 2**53):
+            raise InvalidValue(f"watch: since is the .seq of a change, not {since!r}")
         self.watcher = uuid.uuid4().hex  # of what is asked now
         self.found: deque[Change | Resync] = deque()
         self.closed = False
@@ -85,6 +88,7 @@ class Watch:
         self._request = request
         self._turn = threading.Lock()
         self._asking = False
+        self._generation = generation()
         self._watching = Watching(prefix, since)
         if since is None:
             self._ask()  # so that what happens from now on is told
@@ -92,8 +96,17 @@ class Watch:
     def __iter__(self) -> Self:
         return self
 
+    def _mine(self) -> Watching:
+        """The watch, which in a forked child begins anew: what waits is the parent's."""
+        if self._generation != generation():
+            self._generation = generation()
+            self._turn = threading.Lock()
+            self._asking = False
+            self._watching.left()
+        return self._watching
+
     def __next__(self) -> Change | Resync:
-        watching = self._watching
+        watching = self._mine()
         while not watching.closed:
             with contextlib.suppress(IndexError):
                 return watching.found.popleft()
@@ -101,7 +114,7 @@ class Watch:
         raise StopIteration
 
     def _ask(self) -> None:
-        watching = self._watching
+        watching = self._mine()
         with self._turn:  # of the threads that share it, one asks
             self._asking = True
             try:
@@ -115,7 +128,7 @@ class Watch:
 
     def close(self) -> None:
         """End the iteration, also where another thread waits for its next step."""
-        self._watching.closed = True
+        self._mine().closed = True
         if self._asking:
             with contextlib.suppress(PickleDBError):  # who waits for nobody hears so himself
                 self._request(calls.unwatch(self._watching.watcher))

@@ -13,6 +13,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
+KEY_MAX = 2**14
+"""Characters of a key that may match a `?` or a set: these take a step each."""
+
 Ranges = list[tuple[str, str]]
 
 Part = tuple[bool, Ranges]
@@ -30,6 +33,8 @@ def matcher(glob: str) -> Callable[[str], bool]:
     end = 1 << len(parts)
 
     def matches(key: str) -> bool:
+        if len(key) > KEY_MAX:
+            return False
         places = 1
         for char in map(ord, key):
             by = matched[bisect_right(firsts, char) - 1]

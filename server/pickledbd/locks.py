@@ -28,6 +28,9 @@ Ask = tuple[str, int]
 """A holder, and its number of the ask."""
 
 
+GRANT_MS = 1000
+"""How long a grant may take to be made durable, where its asker is not to wait any longer."""
+
 OVER_MAX = 10_000
 """Asks that were released, or have ended, which are remembered."""
 
@@ -42,6 +45,8 @@ class Lock:
     token: int
     ttl_ms: int
     deadline: int = 0
+    looked_at: int = 0
+    """When it is to be looked whether it has ended."""
 
 
 @dataclass(slots=True)
@@ -115,8 +120,6 @@ class Locks:
             waiter.since, waiter.order = min(_turn(waiter), _turn(before))
             self.forget(before.ask)
         self._enqueue(waiter)
-        if waiter.until is not None:
-            self._patience.add(waiter.ask, waiter.until)
         if waiter.name not in self._held:
             self._free[waiter.name] = None
         return None
@@ -132,6 +135,8 @@ class Locks:
 
     def _enqueue(self, waiter: Waiter) -> None:
         self._waiting[waiter.ask] = waiter
+        if waiter.until is not None:
+            self._patience.add(waiter.ask, waiter.until)
         self._asked_by.setdefault(waiter.peer, {})[waiter.ask] = None
         queue = self._queues.setdefault(waiter.name, {})
         last = next(reversed(queue.values()), None)
@@ -143,6 +148,8 @@ class Locks:
         """Have `ask` wait no longer."""
         waiter = self._waiting.pop(ask, None)
         if waiter is not None:
+            if waiter.until is not None:
+                self._patience.discard(ask, waiter.until)
             queue = self._queues[waiter.name]
             del queue[ask]
             if not queue:
@@ -234,12 +241,15 @@ class Locks:
                 self._end(lock)
                 ended.append(lock)
             elif lock is not None:  # it was kept
-                self._ends.add(name, lock.deadline)
+                self._look_at(lock)
         for ask in self._patience.take(now, len(self._waiting) + 1):
-            waiter = self._waiting.get(ask)
-            if waiter is not None and waiter.until is not None and waiter.until <= now:
-                self.forget(ask)
-                self.gave_up.append(waiter)
+            waiter = self._waiting[ask]
+            if waiter.name not in self._held and next(iter(self._queues[waiter.name])) == ask:
+                waiter.until = now + GRANT_MS  # it is free now
+                self._patience.add(ask, waiter.until)
+                continue
+            self.forget(ask)
+            self.gave_up.append(waiter)
         return ended
 
     def gone(self, peer: Peer) -> list[Lock]:
@@ -288,9 +298,14 @@ class Locks:
         self._by_ask[lock.holder, lock.ask] = lock
         self._by_token[lock.token] = lock
         self._free.pop(lock.name, None)
-        self._ends.add(lock.name, lock.deadline)
+        self._look_at(lock)
+
+    def _look_at(self, lock: Lock) -> None:
+        lock.looked_at = lock.deadline
+        self._ends.add(lock.name, lock.looked_at)
 
     def _end(self, lock: Lock) -> None:
+        self._ends.discard(lock.name, lock.looked_at)
         self.changes += 1
         del self._held[lock.name]
         del self._by_ask[lock.holder, lock.ask]
@@ -331,7 +346,7 @@ class Locks:
 def told_of(lock: Lock) -> dict[str, Any]:
     """What a record tells of a grant."""
     about = asdict(lock)
-    del about["deadline"]
+    del about["deadline"], about["looked_at"]
     return about
 
 

@@ -88,6 +88,12 @@ class _Level(Generic[Name]):
             heapq.heappush(self.times, bucket_at)
         bucket.add(name, at)
 
+    def first(self) -> int | None:
+        """When the earliest is due in which there is anything; None if there is none."""
+        while self.times and not self.buckets[self.times[0]].count:
+            self.pop()
+        return self.times[0] if self.times else None
+
     def pop(self) -> tuple[int, _Bucket[Name]]:
         at = heapq.heappop(self.times)
         return at, self.buckets.pop(at)
@@ -143,8 +149,11 @@ class Wheel(Generic[Name]):
             return None
         if self._due or self._moving:
             return 0
-        times = [*self._near.times[:1], *(at - FAR_MS for at in self._far.times[:1])]
-        return min(times, default=None)
+        near, far = self._near.first(), self._far.first()
+        if far is None:
+            self.used = near is not None
+            return near
+        return far - FAR_MS if near is None else min(near, far - FAR_MS)
 
     def overdue(self, now: int) -> int:
         """How many names are due at `now`."""

@@ -21,7 +21,7 @@ import zmq
 from looped import async_client, run, stopped, until
 from pickledbd_client import Change, Conflict, InvalidValue, Resync, Unavailable, calls
 from pickledbd_client.watching import Watch
-from support import PATIENCE, Daemon, owner_pid, wait_until
+from support import PATIENCE, Daemon, in_fork, owner_pid, wait_until
 from watching import KINDS, Mirror, Told
 
 both_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -490,6 +490,56 @@ def test_threads_of_one_handle_watch_each_for_itself(db):
     assert plain(found[0]) == [*((f"k:{n % 7}", n) for n in range(200)), ("k:end", 0)]
     assert all(its == found[0] for its in found.values())
     wait_until(lambda: waiting(db) == 0, "nothing to be left")
+
+
+def test_threads_that_share_one_watch_are_told_each_change_once(db, other):
+    found = []
+    watch = db.watch()
+
+    def work():
+        for one in watch:
+            found.append(one.value)  # noqa: PERF401 - others append meanwhile
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for n in range(200):
+        other.set("k", n)
+    wait_until(lambda: len(found) >= 200 and waiting(other) == 1, "all to be told, one to wait")
+    watch.close()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert sorted(found) == list(range(200))
+    assert waiting(other) == 0
+
+
+def test_a_forked_child_goes_on_by_itself_and_its_close_is_not_its_parents(db, other):
+    watch = db.watch()
+    other.set("k", 1)
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(watch), daemon=True)
+
+    def in_child():
+        assert next(watch).value == 1
+        db.close()
+
+    assert in_fork(in_child)
+    thread.start()
+    wait_until(lambda: len(found) == 1 and waiting(other) == 1, "it to wait")
+
+    def in_another():  # while the parent's thread waits, and holds what it needs for that
+        other.set("k", 2)
+        assert next(watch).value == 2
+        db.close()
+
+    assert in_fork(in_another)
+    wait_until(lambda: len(found) == 2 and waiting(other) == 1, "it to be told, and wait on")
+    assert [one.value for one in found] == [1, 2]
+    watch.close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert waiting(other) == 0
 
 
 # Async

@@ -192,7 +192,7 @@ class LocksModel(RuleBasedStateMachine):
             self.waiting.pop(key, None)
         elif known is not None and known.key == key:
             self.expected[request] = peer, {"token": known.token}
-            if known.asked_by is not None:
+            if holder not in self.connections:
                 self.held[name] = replace(known, asked_by=peer)
         else:
             self.count += 1
