@@ -140,17 +140,33 @@ def lock(db: PickleDB, options: argparse.Namespace) -> int:
 
 
 def _run(argv: list[str], environment: dict[str, str]) -> int:
-    """Run a command, which hears of all signals, to its end; its exit status as a shell has it."""
+    """Run a command to its end, which is told of signals; its exit status as a shell has it.
+
+    Not of SIGINT, as a terminal tells both of its Ctrl+C.
+    """
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
     try:
         process = subprocess.Popen(argv, env=os.environ | environment)  # noqa: S603 - as the user says
     except OSError as error:
         print(f"pickledbctl: cannot run {argv[0]}: {error.strerror}", file=sys.stderr)
         return FAILED
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    for number in early:
+        process.send_signal(number)
     while True:
         try:
             status = process.wait()
-        except KeyboardInterrupt:  # the terminal has told the command, too
+        except KeyboardInterrupt:
             continue
         return status if status >= 0 else 128 - status
 

@@ -62,6 +62,10 @@ class Link:
                 self._keep(call, reply, channel, session)
             except ConnectionLostError as lost:
                 session.close()
+                if self._closed:  # nobody is asked again
+                    closed = self._route.closed()
+                    asked = sent is not None or lost.sent
+                    raise (self._route.unknown(call, str(closed)) if asked else closed) from None
                 sent = sent or (FirstSent(channel, started) if lost.sent else None)
                 if sent and not self._route.repeatable(call):
                     raise self._route.unknown(call, "it went away meanwhile") from None
