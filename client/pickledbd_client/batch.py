@@ -18,7 +18,7 @@ class Steps:
     """The calls collected so far."""
 
     def __init__(self, token: int | None = None) -> None:
-        self._token = token
+        self._token = None if token is None else calls.checked_token(token)
         self.results: list[Any] = []
         """What the calls returned, in their order; empty until they have happened."""
         self._calls: list[Call[Any]] = []

@@ -111,7 +111,7 @@ def _pair_args(key: str, text: bytes, more: bytes = b"") -> bytes:
 def _more(ttl: float | None = None, token: int | None = None, about: str = "") -> bytes:
     """Members of arguments that are seldom there."""
     text = b"" if ttl is None else b',"ttl_ms":%d' % ttl_ms(ttl, about)
-    return text if token is None else b'%b,"token":%d' % (text, _token(token))
+    return text if token is None else b'%b,"token":%d' % (text, checked_token(token))
 
 
 def ttl_ms(seconds: float, about: str) -> int:
@@ -134,7 +134,8 @@ def wait_ms(seconds: float, about: str) -> int:
     )
 
 
-def _token(token: Any) -> int:
+def checked_token(token: Any) -> int:
+    """A fencing token. InvalidValue if it cannot be one."""
     if type(token) is not int or not 0 <= token < 2**53:
         raise InvalidValue(f"a token is the .token of a lock that is held, not {token!r}")
     return token

@@ -161,8 +161,8 @@ def _run(argv: list[str], environment: dict[str, str]) -> int:
     except OSError as error:
         print(f"pickledbctl: cannot run {argv[0]}: {error.strerror}", file=sys.stderr)
         return FAILED
-    for number in early:
-        process.send_signal(number)
+    for noted in early:
+        process.send_signal(noted)
     while True:
         try:
             status = process.wait()

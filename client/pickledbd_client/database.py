@@ -255,7 +255,7 @@ class PickleDB(Handle, MutableMapping[str, Any]):
     def get_versioned(self, key: Any) -> tuple[Any, Version]:
         """A copy of the value of `key`, and its version; (None, 0) if there is none.
 
-        Equal values have equal versions; a version says nothing else.
+        Values of equal versions are equal; a version says nothing else.
         """
         return self._link.request(calls.get_versioned(str(key)))
 

@@ -62,13 +62,10 @@ class Link:
                 self._keep(call, reply, channel, session)
             except ConnectionLostError as lost:
                 session.close()
-                if self._closed:  # nobody is asked again
-                    closed = self._route.closed()
-                    asked = sent is not None or lost.sent
-                    raise (self._route.unknown(call, str(closed)) if asked else closed) from None
                 sent = sent or (FirstSent(channel, started) if lost.sent else None)
-                if sent and not self._route.repeatable(call):
-                    raise self._route.unknown(call, "it went away meanwhile") from None
+                refusal = self._refusal(call, was_sent=sent is not None)
+                if refusal is not None:
+                    raise refusal from None
             except RequestTimeout:
                 session.close()
                 raise self._route.timed_out(call) from None
@@ -84,6 +81,15 @@ class Link:
                 if reply.error is not None:
                     raise reply.error
                 return call.read(reply)
+
+    def _refusal(self, call: Call[Any], *, was_sent: bool) -> Unavailable | None:
+        """Why `call` is not to be asked over another connection, if it is not."""
+        if self._closed:
+            closed = self._route.closed()
+            return self._route.unknown(call, str(closed)) if was_sent else closed
+        if was_sent and not self._route.repeatable(call):
+            return self._route.unknown(call, "it went away meanwhile")
+        return None
 
     def _keep(self, call: Call[Any], reply: Reply, channel: Channel, session: Session) -> None:
         if call.key is None or self._cache.keep(call.key, call.text, reply, channel.counters):
