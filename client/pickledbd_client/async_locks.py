@@ -35,7 +35,6 @@ class AsyncLock(BaseLock):
         held = self._again(mine)
         if held is not None:
             return held
-        self._taken = mine
         held, call = self._begin(keeper)
         try:
             token = await self._request(call)
@@ -44,10 +43,14 @@ class AsyncLock(BaseLock):
             mine.pop(self.name, None)
             keeper.give_up(held)
             raise
+        self._taken = mine
         return held
 
     async def release(self) -> None:
-        """Give it back. LockLost if it was not held any more."""
+        """Give it back: what this task holds, or else what was taken by this object.
+
+        LockLost if it was not held any more.
+        """
         keeper = self._locks.keeper()
         mine = self._locks.of_task(asyncio.current_task())
         held = self._last(mine if self.name in mine else self._taken)

@@ -24,7 +24,7 @@ Steps = Generator[Call[Any] | float, Any, Any]
 
 
 def modify(key: str, fn: Callable[[Any], Any], default: Any, tries: int) -> Steps:
-    """Returns what `fn` made of the value. Conflict after so many `tries`, which are one or more."""
+    """Returns what `fn` made of the value. Conflict after so many `tries`, one at least."""
     if tries < 1:
         raise ValueError(f"modify needs one try at least, not {tries!r}")
     longest = PAUSE_SECONDS
