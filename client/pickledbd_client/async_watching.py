@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
@@ -10,6 +11,7 @@ from typing import Any, Self
 from pickledbd_client.calls import Call
 from pickledbd_client.route import generation
 from pickledbd_client.watching import Change, Resync, Watching
+from pickledbd_protocol import PickleDBError
 
 
 class AsyncWatch:
@@ -56,7 +58,8 @@ class AsyncWatch:
         """End the iteration, also where another task waits for its next step."""
         self._watching.closed = True
         if self._turn.locked() and self._generation == generation():  # else it is the parent's
-            await self._request(self._watching.left())
+            with contextlib.suppress(PickleDBError):  # who waits for nobody hears so himself
+                await self._request(self._watching.left())
 
     async def __aenter__(self) -> Self:
         if not self._begun:

@@ -36,7 +36,7 @@ PAUSE_SECONDS = 0.1
 """After a failure, before the next attempt."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Held:
     """A lock that is held: what `with db.lock(name) as held` gives."""
 

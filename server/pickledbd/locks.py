@@ -62,6 +62,8 @@ class Waiter:
     until: int | None
     order: int = 0
     """Among those who have asked in the same millisecond."""
+    is_late: bool = False
+    """Whether its time is over, but it is its turn."""
 
 
 Undo = Callable[[], None]
@@ -244,8 +246,10 @@ class Locks:
                 self._look_at(lock)
         for ask in self._patience.take(now, len(self._waiting) + 1):
             waiter = self._waiting[ask]
-            if waiter.name not in self._held and next(iter(self._queues[waiter.name])) == ask:
-                waiter.until = now + GRANT_MS  # it is free now
+            is_next = next(iter(self._queues[waiter.name])) == ask
+            if waiter.name not in self._held and is_next and not waiter.is_late:
+                waiter.is_late = True
+                waiter.until = now + GRANT_MS
                 self._patience.add(ask, waiter.until)
                 continue
             self.forget(ask)

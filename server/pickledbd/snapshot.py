@@ -100,10 +100,10 @@ class DataFile:
                     file.seek(0)
                     table, digest = Table(), _new_hash()
                     _load_whole(file, table, digest, progress)
-            self.annex = annex.read(self.path, digest.hexdigest())
+            self.annex = self._annex_of(digest)
             _stamp(table, self.annex.expires)
         except FileNotFoundError:
-            pass
+            self.annex = self._annex_of(digest)
         except UnicodeDecodeError as error:
             raise Unreadable(
                 f"{self.path} is not UTF-8: {error.reason} at byte {error.start}; "
@@ -113,11 +113,6 @@ class DataFile:
             raise Unreadable(f"{self.path} is not JSON: {error}; it was not touched") from None
         except (InvalidValue, _ContentError) as error:
             raise Unreadable(f"{self.path}: {error}; it was not touched") from None
-        except annex.DamagedError as error:
-            raise Unreadable(
-                f"{error}; it tells when keys of {self.path} expire. Put the right one back, or "
-                "remove it to do without; nothing was touched"
-            ) from None
         except OSError as error:
             raise Unreadable(f"cannot read {self.path}: {error.strerror}") from error
         finally:
@@ -126,6 +121,17 @@ class DataFile:
         self._known = known
         self.digest = digest.hexdigest()
         return table
+
+    def _annex_of(self, digest: Hash) -> annex.Annex:
+        try:
+            return annex.read(self.path, digest.hexdigest())
+        except annex.DamagedError as error:
+            raise Unreadable(
+                f"{error}; it tells when keys of {self.path} expire. Put the right one back, or "
+                "remove it to do without; nothing was touched"
+            ) from None
+        except OSError as error:
+            raise Unreadable(f"cannot read {error.filename}: {error.strerror}") from error
 
     @property
     def size(self) -> int:

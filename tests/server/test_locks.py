@@ -14,7 +14,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from pickledbd import batches, clock
+from pickledbd import batches, clock, locks
 from pickledbd_protocol import COMMANDS
 from wired import Wired
 
@@ -59,6 +59,7 @@ class Asked:
     id: int
     place: tuple[int, int]  # when it first asked, and as which request
     until: int | None
+    may_have_it: bool = False  # it was free when its time was over, if the disk takes that
 
     @property
     def key(self):
@@ -72,7 +73,6 @@ class Granted:
     token: int
     ttl: int
     deadline: int
-    asked_by: bytes | None  # the connection that it ends with, as long as its holder has none
 
 
 NAMES = "ab"
@@ -136,6 +136,7 @@ class LocksModel(RuleBasedStateMachine):
         self.held: dict[str, Granted] = {}
         self.waiting: dict[tuple[str, int], Asked] = {}
         self.connections: dict[str, bytes] = {}
+        self.tied: dict[tuple[str, int], bytes] = {}
         self.lives: dict[tuple[str, int], int] = {}
         self.released: list[tuple[str, int]] = []
         self.tokens = [0]
@@ -168,6 +169,12 @@ class LocksModel(RuleBasedStateMachine):
         if self.broken and mends:
             self.the_disk_is_mended()
 
+    def tie(self, key, peer):
+        """Have it end with the connection that asked for it, as long as its holder has none."""
+        self.tied.pop(key, None)
+        if key[0] not in self.connections:
+            self.tied[key] = peer
+
     def ask_of(self, holder, number):
         """The number drawn, as long as it lives; no holder uses one again after that."""
         return number + 10 * self.lives.get((holder, number), 0)
@@ -192,8 +199,7 @@ class LocksModel(RuleBasedStateMachine):
             self.waiting.pop(key, None)
         elif known is not None and known.key == key:
             self.expected[request] = peer, {"token": known.token}
-            if holder not in self.connections:
-                self.held[name] = replace(known, asked_by=peer)
+            self.tie(key, peer)
         else:
             self.count += 1
             place = now - (age or 0), self.count
@@ -277,12 +283,11 @@ class LocksModel(RuleBasedStateMachine):
             assert fails_if_needed
             return True
         for name in free:
-            queue = [each for each in self.waiting.values() if each.name == name]
-            first = min(queue, key=lambda each: each.place)
+            first = min(self.queue(name), key=lambda each: each.place)
             del self.waiting[first.key]
             deadline = clock.now_ms() + first.ttl
-            asked_by = None if first.holder in self.connections else first.peer
-            self.held[name] = Granted(name, first.key, 0, first.ttl, deadline, asked_by)
+            self.held[name] = Granted(name, first.key, 0, first.ttl, deadline)
+            self.tie(first.key, first.peer)
             self.expected[first.id] = first.peer, ("token of", name)
         return False
 
@@ -293,6 +298,8 @@ class LocksModel(RuleBasedStateMachine):
         """
         kept = self.held
         self.held, self.waiting, self.value, self.lives, self.released = before
+        for each in self.waiting.values():
+            self.expected.pop(each.id, None)
         for name, known in kept.items():  # a keep needs no journal
             if name in self.held and self.held[name].key == known.key:
                 self.held[name] = known
@@ -305,8 +312,9 @@ class LocksModel(RuleBasedStateMachine):
         for op, _, _, key in asked:
             if op == "unlock" and key not in alive:  # it may be remembered, or not
                 self.over(key)
-        for each in self.waiting.values():
-            self.expected.pop(each.id, None)
+
+    def queue(self, name):
+        return [each for each in self.waiting.values() if each.name == name]
 
     def come_due(self):
         """End what is over at this moment, be it a lock or somebody's patience."""
@@ -315,8 +323,15 @@ class LocksModel(RuleBasedStateMachine):
         for name in [name for name, known in self.held.items() if known.deadline <= now]:
             del self.held[name]
             self.records += 1
+        free = [name for name in NAMES if name not in self.held]
+        firsts = [min((w.place, w.key) for w in self.queue(n))[1] for n in free if self.queue(n)]
         for each in list(self.waiting.values()):
-            if each.until is not None and each.until <= now:
+            if each.until is None or each.until > now:
+                continue
+            if each.key in firsts and not each.may_have_it:
+                until = now + locks.GRANT_MS
+                self.waiting[each.key] = replace(each, until=until, may_have_it=True)
+            else:
                 del self.waiting[each.key]
                 self.expected[each.id] = each.peer, {}
         self.grant(fails_if_needed=True)
@@ -339,8 +354,9 @@ class LocksModel(RuleBasedStateMachine):
         for holder in holders:
             del self.connections[holder]
         for name, known in list(self.held.items()):
-            untied = known.key[0] not in self.connections and known.asked_by == peer
-            if known.key[0] in holders or untied:
+            holder = known.key[0]
+            tied = holder not in self.connections and self.tied.get(known.key) == peer
+            if holder in holders or tied:
                 del self.held[name]
                 self.records += 1
         self.wired.engine.gone(peer)
@@ -372,9 +388,10 @@ class LocksModel(RuleBasedStateMachine):
         self.waiting.clear()
         self.connections.clear()
         self.released.clear()
+        self.tied.clear()
         now = clock.now_ms()
         for name, known in self.held.items():
-            self.held[name] = replace(known, deadline=now + known.ttl, asked_by=None)
+            self.held[name] = replace(known, deadline=now + known.ttl)
         self.check()
 
     def check(self):
