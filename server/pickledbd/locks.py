@@ -83,6 +83,7 @@ class Locks:
         self._by_ask: dict[Ask, Lock] = {}
         self._by_token: dict[int, Lock] = {}
         self._queues: dict[str, dict[Ask, Waiter]] = {}
+        self._unsorted: set[str] = set()  # queues in which somebody stands behind others
         self._waiting: dict[Ask, Waiter] = {}
         self._over: dict[Ask, None] = {}  # the newest last
         self._orders = count()
@@ -144,7 +145,16 @@ class Locks:
         last = next(reversed(queue.values()), None)
         queue[waiter.ask] = waiter
         if last is not None and _turn(waiter) < _turn(last):
-            self._queues[waiter.name] = dict(sorted(queue.items(), key=lambda e: _turn(e[1])))
+            self._unsorted.add(waiter.name)
+
+    def _front(self, name: str) -> Waiter:
+        """Whose turn it is, of those who wait."""
+        queue = self._queues[name]
+        if name in self._unsorted:
+            self._unsorted.discard(name)
+            in_turn = sorted(queue.items(), key=lambda each: _turn(each[1]))
+            queue = self._queues[name] = dict(in_turn)
+        return next(iter(queue.values()))
 
     def forget(self, ask: Ask) -> None:
         """Have `ask` wait no longer."""
@@ -156,6 +166,7 @@ class Locks:
             del queue[ask]
             if not queue:
                 del self._queues[waiter.name]
+                self._unsorted.discard(waiter.name)
             asked = self._asked_by[waiter.peer]
             del asked[ask]
             if not asked:
@@ -246,8 +257,8 @@ class Locks:
                 self._look_at(lock)
         for ask in self._patience.take(now, len(self._waiting) + 1):
             waiter = self._waiting[ask]
-            is_next = next(iter(self._queues[waiter.name])) == ask
-            if waiter.name not in self._held and is_next and not waiter.is_late:
+            is_next = waiter.name not in self._held and self._front(waiter.name) is waiter
+            if is_next and not waiter.is_late:
                 waiter.is_late = True
                 waiter.until = now + GRANT_MS
                 self._patience.add(ask, waiter.until)
@@ -278,10 +289,9 @@ class Locks:
         """Grant what is free to those who wait longest."""
         while self._free:
             name, _ = self._free.popitem()
-            queue = self._queues.get(name)
-            if not queue or name in self._held:
+            if name not in self._queues or name in self._held:
                 continue
-            waiter = next(iter(queue.values()))
+            waiter = self._front(name)
             self.forget(waiter.ask)
             now = now_ms()
             # Also where nothing was kept of those before, as in --durability save, it is higher
