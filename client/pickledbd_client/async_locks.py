@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any
 
-from pickledbd_client.calls import Call
 from pickledbd_client.keeper import Held
-from pickledbd_client.locks import BaseLock, Locks
+from pickledbd_client.locks import BaseLock
 
 
 class AsyncLock(BaseLock):
     """`async with db.lock(name) as held:` see AsyncPickleDB.lock."""
 
-    def __init__(
-        self,
-        request: Callable[[Call[Any]], Awaitable[Any]],
-        locks: Locks,
-        name: Any,
-        ttl: float,
-        timeout: float | None,
-    ) -> None:
-        super().__init__(locks, name, ttl, timeout)
-        self._request = request
-        # What is held by whoever took this last: wait_for takes it in a task of its own
-        self._taken: dict[str, Held] = {}
+    # What is held by whoever took this last: wait_for takes it in a task of its own
+    _taken: dict[str, Held] | None = None
 
     async def acquire(self) -> Held:
         """Wait for the lock. RequestTimeout if it was not free in time."""
@@ -36,13 +23,8 @@ class AsyncLock(BaseLock):
         if held is not None:
             return held
         held, call = self._begin(keeper)
-        try:
-            token = await self._request(call)
-            mine[self.name] = self._got(keeper, held, token)
-        except BaseException:
-            mine.pop(self.name, None)
-            keeper.give_up(held)
-            raise
+        with self._asking(keeper, held, mine):
+            mine[self.name] = self._got(keeper, held, await self._request(call))
         self._taken = mine
         return held
 
@@ -53,14 +35,13 @@ class AsyncLock(BaseLock):
         """
         keeper = self._locks.keeper()
         mine = self._locks.of_task(asyncio.current_task())
-        held = self._last(mine if self.name in mine else self._taken)
+        if self.name not in mine and self._taken is not None:
+            mine = self._taken
+        held = self._last(mine)
         if held is None:
             return
-        try:
+        with self._asking(keeper, held, mine):
             was_held = await self._request(keeper.drop(held))
-        except BaseException:
-            keeper.give_up(held)
-            raise
         self._released(was_held=was_held)
 
     async def __aenter__(self) -> Held:

@@ -138,10 +138,11 @@ class Keeper:
         session = self._session
         if session.channel is None:
             session.channel = self._route.connect(session, self._route.deadline())
-        reply = self._ask(calls.keep(self.holder, [each.ask for each in held]))
+        renewal = calls.keep(self.holder, [each.ask for each in held])
+        reply = self._ask(renewal)
         if reply.error is not None:
             raise reply.error
-        lost = set(reply.result["lost"])
+        lost = set(renewal.read(reply))
         for each in held:
             if each.ask in lost:
                 each.lost = True

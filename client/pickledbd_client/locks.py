@@ -7,10 +7,11 @@ it gets it again at once, and gives it back with the last of its releases.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -78,8 +79,17 @@ class Locks:
 class BaseLock:
     """What Lock and AsyncLock have in common."""
 
-    def __init__(self, locks: Locks, name: Any, ttl: float, timeout: float | None) -> None:
+    def __init__(
+        self,
+        request: Callable[[Call[Any]], Any],
+        locks: Locks,
+        name: Any,
+        ttl: float,
+        timeout: float | None,
+    ) -> None:
+        """`request` asks a call, and returns its value or, of an AsyncLock, what awaits it."""
         self.name = str(name)
+        self._request = request
         self._locks = locks
         self._ttl = ttl
         self._timeout = timeout
@@ -107,6 +117,16 @@ class BaseLock:
         held.token = token
         keeper.keep(held)
         return held
+
+    @contextlib.contextmanager
+    def _asking(self, keeper: Keeper, held: Held, mine: dict[str, Held]) -> Iterator[None]:
+        """What is asked within, for the lock or its release, is given up if that is interrupted."""
+        try:
+            yield
+        except BaseException:
+            mine.pop(self.name, None)
+            keeper.give_up(held)
+            raise
 
     def _again(self, mine: dict[str, Held]) -> Held | None:
         held = mine.get(self.name)
@@ -137,17 +157,6 @@ class BaseLock:
 class Lock(BaseLock):
     """`with db.lock(name) as held:` see PickleDB.lock."""
 
-    def __init__(
-        self,
-        request: Callable[[Call[Any]], Any],
-        locks: Locks,
-        name: Any,
-        ttl: float,
-        timeout: float | None,
-    ) -> None:
-        super().__init__(locks, name, ttl, timeout)
-        self._request = request
-
     def acquire(self) -> Held:
         """Wait for the lock. RequestTimeout if it was not free in time."""
         keeper = self._locks.keeper()
@@ -156,26 +165,19 @@ class Lock(BaseLock):
         if held is not None:
             return held
         held, call = self._begin(keeper)
-        try:
-            token = self._request(call)
-            mine[self.name] = self._got(keeper, held, token)
-        except BaseException:
-            mine.pop(self.name, None)
-            keeper.give_up(held)
-            raise
+        with self._asking(keeper, held, mine):
+            mine[self.name] = self._got(keeper, held, self._request(call))
         return held
 
     def release(self) -> None:
         """Give it back. LockLost if it was not held any more."""
         keeper = self._locks.keeper()
-        held = self._last(self._locks.of_thread())
+        mine = self._locks.of_thread()
+        held = self._last(mine)
         if held is None:
             return
-        try:
+        with self._asking(keeper, held, mine):
             was_held = self._request(keeper.drop(held))
-        except BaseException:
-            keeper.give_up(held)
-            raise
         self._released(was_held=was_held)
 
     def __enter__(self) -> Held:

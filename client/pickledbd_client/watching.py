@@ -43,7 +43,10 @@ class Resync:
     items: dict[str, Any]
     """All items whose keys have the prefix, at one moment."""
     seq: int
-    """Of that moment; changes after it follow."""
+    """Of that moment; changes after it follow.
+
+    Among them may be the removal of a key that is not in `items`, as it had expired just then.
+    """
 
 
 class Watching:

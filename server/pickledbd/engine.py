@@ -21,7 +21,6 @@ from pickledbd.about import About
 from pickledbd.batches import Batch, Batches
 from pickledbd.clock import now_ms
 from pickledbd.disk import DiskError
-from pickledbd.expiry import living, without
 from pickledbd.handlers import HANDLERS, READERS, carry_out
 from pickledbd.journal import Journal
 from pickledbd.parking import Parking
@@ -294,8 +293,8 @@ class Engine:
             self._waiting[peer, request.id] = None
             store = self._store
             view = store.view()
-            content = living(view, now_ms()) if store.expires else without(view)
-            parts = READERS[request.command.name](content, request.args, store.feed.sequence)
+            reader = READERS[request.command.name]
+            parts = reader(store.content(view), request.args, store.feed.sequence)
             self._tasks.add(self._read(peer, request, view, parts))
         for peer, request, batch in self._large:
             self._waiting[peer, request.id] = None

@@ -18,8 +18,10 @@ from pickledbd.clock import now_ms
 STAMP_BYTES = 8
 
 
-def stamped(text: bytes, deadline: int) -> bytes:
-    """The stored value of `text` until `deadline`."""
+def stamped(text: bytes, deadline: int | None) -> bytes:
+    """The stored value of `text` until `deadline`; for ever, if that is None."""
+    if deadline is None:
+        return text
     return b"\0" + deadline.to_bytes(STAMP_BYTES - 1, "big") + text
 
 
@@ -39,9 +41,15 @@ def deadline_in(args: Mapping[str, Any]) -> int | None:
     return now_ms() + 1 + args["ttl_ms"] if "ttl_ms" in args else None
 
 
+def left_ms(deadline: int) -> int:
+    """What is left until then of what `deadline_in` was told."""
+    return deadline - 1 - now_ms()
+
+
 def is_due(value: bytes) -> bool:
     """Whether the key of this stored value is gone."""
-    return not value[0] and int.from_bytes(value[1:STAMP_BYTES], "big") <= now_ms()
+    deadline = deadline_of(value)
+    return deadline is not None and deadline <= now_ms()
 
 
 Piece = tuple[Iterable[str], Iterable[bytes], Mapping[str, int]]

@@ -15,8 +15,7 @@ from typing import Any
 
 import orjson
 
-from pickledbd.clock import now_ms
-from pickledbd.expiry import Piece, deadline_in
+from pickledbd.expiry import Piece, deadline_in, left_ms
 from pickledbd.globs import matcher
 from pickledbd.records import entries
 from pickledbd.store import Store
@@ -145,7 +144,7 @@ def ttl(store: Store, args: Args) -> bytes:
     if key not in store:
         return b"{}"
     deadline = store.deadline(key)
-    return b'{"ttl_ms":null}' if deadline is None else b'{"ttl_ms":%d}' % (deadline - 1 - now_ms())
+    return b'{"ttl_ms":null}' if deadline is None else b'{"ttl_ms":%d}' % left_ms(deadline)
 
 
 def expire(store: Store, args: Args) -> bytes:

@@ -1,9 +1,8 @@
 """Requests that wait for what others do: a lock to be free, a key to change.
 
 May live here: how they are parked, answered and forgotten; the rules are those of `locks` and
-`watches`. Nobody is asked again and again: each request is answered when its time comes, or never,
-if its connection is lost. No sockets and no files: what has to be in the
-journal is returned.
+`watches`. Nobody asks again and again: each request is answered when its time comes, or never, if
+its connection is lost. No sockets and no files: what has to be in the journal is returned.
 """
 
 from __future__ import annotations

@@ -390,7 +390,6 @@ def _apply(
 def _expire(key: str, deadline: int | None, found: Recovered) -> None:
     value = found.table.get(key)
     if value is not None:
-        text = text_of(value)
-        found.table.set(key, text if deadline is None else stamped(text, deadline))
+        found.table.set(key, stamped(text_of(value), deadline))
         found.expiring[key] = None
         found.replayed += 1

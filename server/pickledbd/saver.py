@@ -19,9 +19,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from pickledbd import clock
-from pickledbd.clock import now_ms
 from pickledbd.disk import DiskError, sync_path
-from pickledbd.expiry import living, without
 from pickledbd.journal import Journal
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.records import Answer
@@ -279,8 +277,8 @@ class Saver:
             answers = None if journal.appends else self._retries.awaited()
             self._gate.leave()
             try:
-                content = living(view, now_ms()) if self._store.expires else without(view)
-                self._file_bytes = yield from self._write(writing, texts(content))
+                content = texts(self._store.content(view))
+                self._file_bytes = yield from self._write(writing, content)
             except DiskError:
                 yield from view.free()
                 raise

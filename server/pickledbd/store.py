@@ -26,7 +26,15 @@ from typing import Any
 from pickledbd import watches
 from pickledbd.clock import now_ms
 from pickledbd.counters import Counters
-from pickledbd.expiry import deadline_of, is_due, stamped, text_of
+from pickledbd.expiry import (
+    Piece,
+    deadline_of,
+    is_due,
+    living,
+    stamped,
+    text_of,
+    without,
+)
 from pickledbd.locks import Locks
 from pickledbd.table import Place, Table, View
 from pickledbd.wheel import Wheel
@@ -119,6 +127,8 @@ class Store:
 
     def deadline(self, key: str) -> int | None:
         """When the key, which must be there, expires; None if it does not."""
+        if not self._wheel.used and self._adopted is None:
+            return None
         value = self._stored(key)
         return None if value is None else deadline_of(value)
 
@@ -150,16 +160,13 @@ class Store:
             before = self._stored(key)
             if before is not None and is_due(before):
                 self.remove(key)
-        value = text if deadline is None else stamped(text, deadline)
-        self._change(key, value)
+        self._change(key, stamped(text, deadline))
 
     def expire(self, key: str, deadline: int | None) -> None:
         """Have the key, which must be there, expire at another time; None: never."""
         value = self._stored(key)
         if value is not None:
-            text = text_of(value)
-            value = text if deadline is None else stamped(text, deadline)
-            self._change(key, value, deadline_only=True)
+            self._change(key, stamped(text_of(value), deadline), deadline_only=True)
 
     def _change(self, key: str, value: bytes, *, deadline_only: bool = False) -> None:
         table = self._table
@@ -386,6 +393,10 @@ class Store:
         """The content as it is now, which later changes leave alone. Not while folding."""
         return self._table.view()
 
+    def content(self, view: View) -> Iterator[Piece]:
+        """What is in a `view`, which was made just now, without what is gone by now."""
+        return living(view, now_ms()) if self.expires else without(view)
+
     @property
     def folding(self) -> bool:
         """Whether an adopted batch is not in the table yet."""
@@ -419,11 +430,10 @@ class Store:
         batch = self._adopted
         while batch:
             chunk = batch.take_chunk()
-            if self._wheel.used:
-                for key, before in zip(chunk, map(self._table.get, chunk), strict=True):
-                    self._turn_wheel(key, before, None)
+            for key, value in chunk.items():
+                if not value[0] or self._wheel.used:
+                    self._turn_wheel(key, self._table.get(key), deadline_of(value))
             self._table.extend(list(chunk), list(chunk.values()))
-            self._expect(key for key, value in chunk.items() if not value[0])
             yield
         self._adopted = None
         if batch is not None:
