@@ -16,7 +16,7 @@ from pickledbd.expiry import deadline_in, living, stamped
 from pickledbd.table import CHUNK, Table
 from pickledbd_protocol import PickleDBError, Request, RequestTimeout, TooLarge, canonical_items
 
-LARGE = 2000
+LARGE = 1000
 """Items of a batch that a turn does not apply by itself."""
 
 EXPIRE_MS = 60_000

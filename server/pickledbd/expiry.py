@@ -35,6 +35,13 @@ def text_of(value: bytes) -> bytes:
     return value if value[0] else value[STAMP_BYTES:]
 
 
+def text_at(value: bytes, now: int) -> bytes | None:
+    """The JSON text of a stored value; None if its key is gone at `now`."""
+    if value[0]:
+        return value
+    return value[STAMP_BYTES:] if int.from_bytes(value[1:STAMP_BYTES], "big") > now else None
+
+
 def deadline_in(args: Mapping[str, Any]) -> int | None:
     """When what a command with these arguments sets expires; None if it does not."""
     # A part of this millisecond is over, and no key is to be gone before its time

@@ -32,6 +32,7 @@ from pickledbd.expiry import (
     is_due,
     living,
     stamped,
+    text_at,
     text_of,
     without,
 )
@@ -121,9 +122,7 @@ class Store:
     def get(self, key: str) -> bytes | None:
         """The text of a value; None if there is no such key."""
         value = self._stored(key)
-        if value is None or value[0]:
-            return value
-        return None if is_due(value) else text_of(value)
+        return value if value is None or value[0] else text_at(value, now_ms())
 
     def deadline(self, key: str) -> int | None:
         """When the key, which must be there, expires; None if it does not."""
@@ -133,9 +132,13 @@ class Store:
         return None if value is None else deadline_of(value)
 
     def get_many(self, keys: list[str]) -> list[bytes | None]:
-        if self._adopted is not None or self._wheel.used:
+        if self._adopted is not None:
             return [self.get(key) for key in keys]
-        return self._table.get_many(keys)
+        values = self._table.get_many(keys)
+        if self._wheel.used:
+            now = now_ms()
+            values = [v if v is None or v[0] else text_at(v, now) for v in values]
+        return values
 
     def set_many(self, items: dict[str, bytes], deadline: int | None = None) -> None:
         # A key that is due and set again is a new one
@@ -208,8 +211,7 @@ class Store:
             return None
         self.changes += 1
         self.counters.changed(key)
-        value = removed[-1]
-        return None if is_due(value) else text_of(value)
+        return text_at(removed[-1], now_ms())
 
     def last_key(self) -> str | None:
         """The key that was inserted last, or None if there is none. Not while folding."""

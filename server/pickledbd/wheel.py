@@ -34,21 +34,25 @@ MOVES = 4
 class _Bucket(Generic[Name]):
     """Names, each with its time."""
 
-    __slots__ = ("_shards", "count", "times")
+    __slots__ = ("_emptied", "_shards", "count", "times")
 
     def __init__(self) -> None:
         self.count = 0
         self.times: dict[int, int] = {}  # how many there are of each
         self._shards: list[dict[Name, int]] = [{}]
+        self._emptied = 0  # there is nothing in so many of the first
 
     def add(self, name: Name, at: int) -> None:
-        shard = self._shards[hash(name) & (len(self._shards) - 1)]
+        shards = self._shards
+        number = hash(name) & (len(shards) - 1)
+        self._emptied = min(self._emptied, number)
+        shard = shards[number]
         if name in shard:
             self._lose(shard[name])
         shard[name] = at
         self.count += 1
         self.times[at] = self.times.get(at, 0) + 1
-        if self.count > LARGE and len(self._shards) == 1:
+        if self.count > LARGE and len(shards) == 1:
             self._shards = [{} for _ in range(SHARDS)]
             for each in shard:
                 self._shards[hash(each) & (SHARDS - 1)][each] = shard[each]
@@ -63,7 +67,9 @@ class _Bucket(Generic[Name]):
 
     def take(self) -> tuple[Name, int]:
         """Remove one of those that there are."""
-        name, at = next(shard for shard in self._shards if shard).popitem()
+        while not self._shards[self._emptied]:
+            self._emptied += 1
+        name, at = self._shards[self._emptied].popitem()
         self._lose(at)
         return name, at
 

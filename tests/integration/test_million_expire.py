@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import threading
 import time
 
@@ -21,12 +22,13 @@ def keys_of(count):
     return [f"session:{n}" for n in range(count)]
 
 
-def set_all(db, count, *, spread):
+def set_all(db, count, *, spread, calm):
     """Set so many keys, which expire at once, or spread over a second; when the first may.
 
-    They live so long that all are set before; else it is done again with a longer life.
+    They live so long that all are set `calm` seconds before; else it is done again with a longer
+    life.
     """
-    ttl = 1.5 + count / 30_000
+    ttl = 1.5 + calm + count / 30_000
     while True:
         began = time.monotonic()
         if spread:
@@ -36,7 +38,7 @@ def set_all(db, count, *, spread):
                 db.set_many(some, ttl=first_end + start / count - time.monotonic())
         else:
             db.set_many(dict.fromkeys(keys_of(count), 1), ttl=ttl)
-        if len(db) == count and time.monotonic() < began + ttl - 1:  # all are in their place
+        if len(db) == count and time.monotonic() < began + ttl - calm - 1:  # all are in their place
             return began + ttl
         ttl *= 2
 
@@ -74,17 +76,23 @@ def asking(daemon):
         assert not thread.is_alive()
 
 
-def end_all(daemon, db, count, *, spread):
-    """Have so many keys expire while others go on; the longest slice in milliseconds meanwhile."""
+def end_all(daemon, db, count, *, spread, seconds):
+    """Have so many keys expire while others go on; the longest slices in milliseconds.
+
+    In the `seconds` before, in which as much is asked but nothing expires, and in those after.
+    """
     names = keys_of(count)
-    first_end = set_all(db, count, spread=spread)
+    first_end = set_all(db, count, spread=spread, calm=seconds)
     sample = names[:: max(1, count // 500)]
     others = {f"other:{n}": 0 for n in range(100)}
     db.set_many(others)
     with asking(daemon) as other:
         assert len(db) == count + 100
-        wait_until(lambda: time.monotonic() >= first_end - 0.5, "their time to be near", 10**4)
         db.info(reset=True)
+        assert db.save()
+        assert sorted(db.all("other:")) == sorted(others)
+        wait_until(lambda: time.monotonic() >= first_end - 0.5, "their time to be near", 10**4)
+        calm_ms = db.info(reset=True)["longest_slice_ms"]
         lengths = []
         began = other.answered
         deadline = time.monotonic() + LONG_PATIENCE
@@ -103,11 +111,12 @@ def end_all(daemon, db, count, *, spread):
             if length == 100:
                 break
             assert time.monotonic() < deadline
+            other.over.wait(0.005)  # else this would take the processor from the daemon
         assert lengths == sorted(lengths, reverse=True)
         assert db.save()  # what walks through all of them just now
         assert sorted(db.all()) == sorted(db.db) == sorted(others)
         # They are gone; their memory is given back from now on, which is what might stall others
-        settled_at = time.monotonic() + (1.0 if count < 10**5 else 15.0)
+        settled_at = time.monotonic() + seconds
         wait_until(lambda: time.monotonic() > settled_at, "the daemon to have reaped", 10**4)
         slice_ms = db.info()["longest_slice_ms"]
         assert db.get_many(sample) == {}
@@ -116,14 +125,14 @@ def end_all(daemon, db, count, *, spread):
     assert other.wrong == []
     assert sorted(db.all()) == sorted(others)
     assert db.all("session") == []
-    return slice_ms
+    return calm_ms, slice_ms
 
 
 @pytest.mark.parametrize("spread", [False, True], ids=["at once", "within a second"])
 def test_thousands_of_keys_that_expire_together_are_all_gone_and_others_are_answered(
     daemon, db, spread
 ):
-    end_all(daemon, db, 20_000, spread=spread)
+    end_all(daemon, db, 20_000, spread=spread, seconds=1.0)
     db.set_many(dict.fromkeys(keys_of(100), 2))  # what was there and is set again is new
     assert db.all()[-100:] == keys_of(100)
     assert db.ttl("session:0") is None
@@ -132,5 +141,14 @@ def test_thousands_of_keys_that_expire_together_are_all_gone_and_others_are_answ
 @pytest.mark.long
 @pytest.mark.parametrize("spread", [False, True], ids=["at once", "within a second"])
 def test_a_million_keys_that_expire_together_stall_nobody(daemon, spread):
+    calm_ms, slices_ms = [], []
     with contextlib.closing(daemon.client(timeout=LONG_PATIENCE)) as db:
-        assert end_all(daemon, db, 1_000_000, spread=spread) <= 5
+        for _ in range(3):
+            calm, slice_ms = end_all(daemon, db, 1_000_000, spread=spread, seconds=15.0)
+            calm_ms.append(calm)
+            slices_ms.append(slice_ms)
+            db.purge()
+    # A virtual machine stands still for longer than that now and then, also while nothing expires
+    limit_ms = max(5, 1.5 * statistics.median(calm_ms))
+    print(f"longest slices in ms: {slices_ms}, calm: {calm_ms}")  # noqa: T201 - the long form's result
+    assert statistics.median(slices_ms) <= limit_ms, (calm_ms, slices_ms)
