@@ -26,7 +26,10 @@ TRACED = (
 
 _LINE = re.compile(r"(\d+) +(.*)")
 _RESUMED = re.compile(r"<\.\.\. \w+ resumed>(.*)")
-_CUT_OFF = re.compile(r" *<unfinished \.\.\.>(\) += \?)?$|\) += \?( <unavailable>)?$")
+# Also a result that no call has: so strace prints what it finds in a thread that is being killed
+_CUT_OFF = re.compile(
+    r" *<unfinished \.\.\.>(\) += \?)?$|\) += (\?( <unavailable>)?|-1 \(errno \d+\))$"
+)
 _CALL = re.compile(r"(\w+)\((.*)\) += (-?\d+)")
 _TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 _DESCRIPTOR = re.compile(r"(\d+)<([^>]*)>")

@@ -16,12 +16,12 @@ import os
 import select
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterable
 from types import FrameType
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from pickledbd.endpoints import CannotServe, Claim
 from pickledbd.engine import Engine
@@ -63,6 +63,9 @@ SAVE_AGAIN_SECONDS = 5.0
 
 CLOSING_MS = 1000
 """How long the last replies may take to leave when the daemon stops."""
+
+# As zmq_socket_monitor(3) tells it: pyzmq's own way would import all of asyncio, at each start
+_EVENT = struct.Struct("=Hi")
 
 _NOBLOCK_MORE = zmq.NOBLOCK | zmq.SNDMORE
 _LARGE = 2**20  # what is smaller is copied quicker than pyzmq can arrange for it not to be
@@ -274,17 +277,17 @@ class Loop:
 
     def _count_connections(self) -> None:
         while _readable(self._monitor):
-            event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
-            if event["event"] == zmq.EVENT_ACCEPTED:
+            event, descriptor = _EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
+            if event == zmq.EVENT_ACCEPTED:
                 if not self._connections and self._idle_exit is not None:
                     # It could as well have ended since the last client; a new one would have read
                     # what is in the file now. A daemon that is to stay is asked to by its owner.
                     self._engine.refresh()
-                self._connections.add(event["value"])
+                self._connections.add(descriptor)
                 self._stays_until = time.monotonic() + ARRIVAL_SECONDS
             else:
-                self._connections.discard(event["value"])
-                peer = self._peers.pop(event["value"], None)
+                self._connections.discard(descriptor)
+                peer = self._peers.pop(descriptor, None)
                 if peer is not None:
                     self._known.discard(peer)
                     self._engine.gone(peer)

@@ -55,7 +55,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_kept_takes_no_more_than_its_room(daemon, other, kind):
-    bounds_are_held(daemon, other, kind, 4000, 2**18)
+    bounds_are_held(daemon, other, kind, 3000, 2**17)
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pickledbd_client import InvalidKey, InvalidValue, PickleDBError, TooLarge, Unavailable
-from support import wait_until
+from support import Daemon, wait_until
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 keys = st.sampled_from(["", "a", "b", "$binary", "\n", "\u00e9"]) | texts
@@ -170,14 +170,23 @@ def test_too_deep_is_refused_by_the_daemon_too(db):
     assert db.all() == ["good"]
 
 
-@pytest.mark.parametrize("mib", [257, pytest.param(2048, marks=pytest.mark.long)])
-def test_a_value_over_the_limit_is_refused_and_changes_nothing(db, mib):
+@pytest.mark.parametrize(
+    ("limit", "mib"),
+    [
+        (1, 2),
+        pytest.param(256, 257, marks=pytest.mark.long),
+        pytest.param(256, 2048, marks=pytest.mark.long),
+    ],
+)
+def test_a_value_over_the_limit_is_refused_and_changes_nothing(location, limit, mib):
+    db = Daemon(location, "--max-request", limit).client()
     db.set("a", 1)
     for large in ("x" * (mib * 2**20), b"x" * (mib * 2**20)):
         for call in (lambda: db.set("large", large), lambda: db.set_many({"large": large})):  # noqa: B023 - called at once
-            with pytest.raises(TooLarge, match=r"268,435,456|536,870,912"):
+            with pytest.raises(TooLarge, match=f"{limit * 2**20:,}|536,870,912"):
                 call()
     assert db.db == {"a": 1}
+    db.close()
 
 
 def test_with_saves_unless_there_was_an_exception(daemon, location):

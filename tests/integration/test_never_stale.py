@@ -313,7 +313,7 @@ def crowd_of(location, reads, total, *, kind=PickleDB, **options):
 
 
 def test_no_read_finds_less_than_was_acknowledged_before_it_began(location):
-    crowd, found = crowd_of(location, 4 * AT_A_TIME, 50_000)
+    crowd, found = crowd_of(location, 2 * AT_A_TIME, 20_000)
     assert found == []
     assert crowd.cached > 0
     assert sum(crowd.shared.writes) > 0

@@ -275,7 +275,7 @@ def test_a_batch_that_its_client_gave_up_hides_no_later_answer(wire):
 
 # With a daemon
 
-COUNT = 200_000
+COUNT = 80_000
 
 
 def test_readers_see_all_of_it_or_nothing_and_a_kill_after_it_loses_nothing(location):
