@@ -12,16 +12,15 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
+from machines import run_machine
 from pickledbd import clock
 
 MS = 1_000_000
@@ -159,16 +158,7 @@ class Daemons(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("examples", [150, pytest.param(5000, marks=pytest.mark.long)])
 def test_it_counts_on_over_daemons_and_is_never_earlier_over_boots(machine, examples):
-    class Run(Daemons):
-        pass
-
-    Run.machine = machine
-    run_state_machine_as_test(
-        Run,
-        settings=settings(
-            max_examples=examples, stateful_step_count=25, report_multiple_bugs=False
-        ),
-    )
+    run_machine(Daemons, examples, machine=machine)
 
 
 def test_without_a_name_of_the_boot_it_is_as_after_another(machine):

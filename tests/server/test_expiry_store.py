@@ -11,16 +11,15 @@ from dataclasses import dataclass
 
 import orjson
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
+from machines import run_machine
 from pickledbd import clock as clock_room
 from pickledbd import records, table, wheel
 from pickledbd.batches import LARGE
@@ -305,16 +304,7 @@ class Expiring(RuleBasedStateMachine):
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("examples", [60, pytest.param(3000, marks=pytest.mark.long)])
 def test_whatever_is_done_and_undone_a_key_is_there_until_its_time_and_no_longer(clock, examples):
-    class Machine(Expiring):
-        pass
-
-    Machine.clock = clock
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(
-            max_examples=examples, stateful_step_count=30, report_multiple_bugs=False
-        ),
-    )
+    run_machine(Expiring, examples, clock=clock)
 
 
 # What the machine finds rarely, or cannot find

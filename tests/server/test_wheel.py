@@ -7,16 +7,15 @@ stays, nothing is found twice, and who sleeps until `next` misses nothing.
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
+from machines import run_machine
 from pickledbd import wheel
 from pickledbd.wheel import FAR_MS, Wheel
 
@@ -160,16 +159,7 @@ class Turning(RuleBasedStateMachine):
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("examples", [150, pytest.param(10_000, marks=pytest.mark.long)])
 def test_whatever_is_added_moved_and_forgotten_each_is_due_once_at_its_time(clock, examples):
-    class Machine(Turning):
-        pass
-
-    Machine.clock = clock
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(
-            max_examples=examples, stateful_step_count=30, report_multiple_bugs=False
-        ),
-    )
+    run_machine(Turning, examples, clock=clock)
 
 
 @pytest.mark.parametrize("distance", [5, 3 * FAR_MS])
