@@ -116,7 +116,8 @@ class Writing:
         nothing expires any more. DiskError.
         """
         path = _path(self._data, digest)
-        replaces = path.exists()
+        with step("looking for an annex"):
+            replaces = path.exists()
         if self._file < 0 and not locks["fence"] and not replaces:
             return False
         self._write({"annex": FORMAT, "base": digest, **locks, "clock": clock})

@@ -187,6 +187,8 @@ class Oracle:
                 self.order.append(number)
                 self.where.append((began, file, index))
         position = {number: index + 1 for index, number in enumerate(self.order)}
+        self.requests = life.requests
+        self.before = before[1]
         content, answers = before
         self.states = {}
         self._add(0, content, answers)
@@ -221,7 +223,7 @@ class Oracle:
 
     def verdict(self, found, now):
         """What is wrong with what was recovered at `now`; None if nothing is."""
-        answers = {} if self.mode == "save" else answers_of(found)
+        answers = {} if self.mode == "save" else self._changing(answers_of(found))
         indexes = self.states.get(fingerprint(items_of(found), answers))
         least, most = self.range(now)
         if indexes is None:
@@ -229,6 +231,24 @@ class Oracle:
         if not any(least <= index <= most for index in indexes):
             return f"it holds {indexes} writes of {least} to {most}"
         return None
+
+    def _changing(self, answers):
+        """The answers, of those who were answered last that there was nothing to remove before.
+
+        Such a write changes nothing, so it is not in the history, though its answer may be kept.
+        """
+        changing = {}
+        for name, number in answers.items():
+            by_name = [n for n in self.order if self.requests[n][0] == name]
+            last = number
+            if number not in by_name and number != self.before.get(name):
+                client, op, _ = self.requests[number]
+                assert (client, op in ("remove", "pop")) == (name, True)
+                earlier = [n for n in by_name if n < number]
+                last = max(earlier, default=self.before.get(name))
+            if last is not None:
+                changing[name] = last
+        return changing
 
 
 def _journaled(trace):
