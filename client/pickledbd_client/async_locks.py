@@ -3,46 +3,68 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from types import TracebackType
+from typing import Any
 
+from pickledbd_client.calls import Call
 from pickledbd_client.keeper import Held
-from pickledbd_client.locks import BaseLock
+from pickledbd_client.locks import BaseLock, Locks
 
 
 class AsyncLock(BaseLock):
     """`async with db.lock(name) as held:` see AsyncPickleDB.lock."""
 
-    # What is held by whoever took this last: wait_for takes it in a task of its own
-    _taken: dict[str, Held] | None = None
+    def __init__(
+        self,
+        request: Callable[[Call[Any]], Awaitable[Any]],
+        locks: Locks,
+        name: Any,
+        ttl: float,
+        timeout: float | None,
+    ) -> None:
+        super().__init__(request, locks, name, ttl, timeout)
+        # What the tasks hold that took this, the first first: wait_for does that in one of its own
+        self._taken: list[tuple[asyncio.Task[Any] | None, dict[str, Held]]] = []
 
     async def acquire(self) -> Held:
         """Wait for the lock. RequestTimeout if it was not free in time."""
         keeper = self._locks.keeper()
-        mine = self._locks.of_task(asyncio.current_task())
+        task = asyncio.current_task()
+        mine = self._locks.of_task(task)
         held = self._again(mine)
         if held is not None:
             return held
-        held, call = self._begin(keeper)
-        with self._asking(keeper, held, mine):
-            mine[self.name] = self._got(keeper, held, await self._request(call))
-        self._taken = mine
+        held = keeper.new(self.name, self._ttl)
+        try:
+            token = await self._request(self._call(keeper, held))
+            mine[self.name] = self._got(keeper, held, token)
+            self._taken.append((task, mine))
+        except BaseException:
+            self._give_up(keeper, held, mine)
+            raise
         return held
 
     async def release(self) -> None:
-        """Give it back: what this task holds, or else what was taken by this object.
+        """Give it back: what this task holds, or else what one took by this object that has ended.
 
         LockLost if it was not held any more.
         """
         keeper = self._locks.keeper()
         mine = self._locks.of_task(asyncio.current_task())
-        if self.name not in mine and self._taken is not None:
-            mine = self._taken
+        if self.name not in mine:
+            ended = (held for task, held in self._taken if task is None or task.done())
+            mine = next(ended, mine)
         held = self._last(mine)
         if held is None:
             return
-        with self._asking(keeper, held, mine):
+        self._taken = [each for each in self._taken if each[1] is not mine]
+        try:
             was_held = await self._request(keeper.drop(held))
-        self._released(was_held=was_held)
+        except BaseException:
+            self._give_up(keeper, held, mine)
+            raise
+        self._demand(was_held)
 
     async def __aenter__(self) -> Held:
         return await self.acquire()

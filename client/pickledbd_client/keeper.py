@@ -69,11 +69,13 @@ class Keeper:
         self._thread = threading.Thread(target=self._run, name="pickledbd-keeper", daemon=True)
         self._thread.start()
 
-    def expect(self, name: str, ttl: float) -> Held:
-        """A new ask, which is about to be sent."""
-        held = Held(name, ttl, next(self._asks))
+    def new(self, name: str, ttl: float) -> Held:
+        """A new ask."""
+        return Held(name, ttl, next(self._asks))
+
+    def expect(self, held: Held) -> None:
+        """It is about to be sent."""
         self._expected[held.ask] = held
-        return held
 
     def keep(self, held: Held) -> None:
         """It was granted: keep it."""

@@ -7,11 +7,10 @@ it gets it again at once, and gives it back with the last of its releases.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +18,7 @@ from pickledbd_client import calls
 from pickledbd_client.calls import Call
 from pickledbd_client.keeper import Held, Keeper
 from pickledbd_client.route import Route, generation, leave
-from pickledbd_protocol import LockLost, RequestTimeout, shown
+from pickledbd_protocol import InvalidKey, LockLost, RequestTimeout, encode_key, shown
 
 _starting = threading.Lock()
 os.register_at_fork(after_in_child=_starting._at_fork_reinit)  # type: ignore[attr-defined] # noqa: SLF001 - as the standard library does
@@ -93,22 +92,25 @@ class BaseLock:
         self._locks = locks
         self._ttl = ttl
         self._timeout = timeout
+        try:
+            encode_key(self.name)
+        except InvalidKey:
+            raise InvalidKey(f"no lock can be named {shown(self.name)}: a lone surrogate") from None
         calls.ttl_ms(ttl, f"lock {shown(self.name)}")
         if timeout is not None:
             calls.wait_ms(timeout, f"lock {shown(self.name)}")
 
-    def _begin(self, keeper: Keeper) -> tuple[Held, Call[int | None]]:
-        held = keeper.expect(self.name, self._ttl)
-        patience = self._locks.patience(self._timeout)
-        call = calls.lock(
+    def _call(self, keeper: Keeper, held: Held) -> Call[int | None]:
+        """What asks for it."""
+        keeper.expect(held)
+        return calls.lock(
             self.name,
             keeper.holder,
             held.ask,
             ttl=self._ttl,
             wait=self._timeout,
-            patience=patience,
+            patience=self._locks.patience(self._timeout),
         )
-        return held, call
 
     def _got(self, keeper: Keeper, held: Held, token: int | None) -> Held:
         self._locks.keeper()  # is there no more if this was closed meanwhile
@@ -118,20 +120,20 @@ class BaseLock:
         keeper.keep(held)
         return held
 
-    @contextlib.contextmanager
-    def _asking(self, keeper: Keeper, held: Held, mine: dict[str, Held]) -> Iterator[None]:
-        """What is asked within, for the lock or its release, is given up if that is interrupted."""
-        try:
-            yield
-        except BaseException:
-            mine.pop(self.name, None)
-            keeper.give_up(held)
-            raise
+    def _give_up(self, keeper: Keeper, held: Held, mine: dict[str, Held]) -> None:
+        """Have it free, whatever the daemon made of the ask for it, or for its release.
+
+        From an `except`, not a context manager: within the functions of such a one, which are
+        called before its `try` and after it, a signal's handler may raise, too.
+        """
+        if mine.get(self.name) is held:
+            del mine[self.name]
+        keeper.give_up(held)
 
     def _again(self, mine: dict[str, Held]) -> Held | None:
         held = mine.get(self.name)
         if held is not None:
-            self._released(was_held=not held.lost)
+            self._demand(not held.lost, "it was taken again")
             held.times += 1
         return held
 
@@ -146,10 +148,10 @@ class BaseLock:
         del mine[self.name]
         return held
 
-    def _released(self, *, was_held: bool) -> None:
+    def _demand(self, was_held: bool, event: str = "it was released") -> None:
         if not was_held:
             raise LockLost(
-                f"lock {shown(self.name)} was lost before it was released: it was not renewed "
+                f"lock {shown(self.name)} was lost before {event}: it was not renewed "
                 f"within its {self._ttl} s, so others may have held it meanwhile"
             )
 
@@ -164,9 +166,13 @@ class Lock(BaseLock):
         held = self._again(mine)
         if held is not None:
             return held
-        held, call = self._begin(keeper)
-        with self._asking(keeper, held, mine):
-            mine[self.name] = self._got(keeper, held, self._request(call))
+        held = keeper.new(self.name, self._ttl)
+        try:
+            token = self._request(self._call(keeper, held))
+            mine[self.name] = self._got(keeper, held, token)
+        except BaseException:
+            self._give_up(keeper, held, mine)
+            raise
         return held
 
     def release(self) -> None:
@@ -176,9 +182,12 @@ class Lock(BaseLock):
         held = self._last(mine)
         if held is None:
             return
-        with self._asking(keeper, held, mine):
+        try:
             was_held = self._request(keeper.drop(held))
-        self._released(was_held=was_held)
+        except BaseException:
+            self._give_up(keeper, held, mine)
+            raise
+        self._demand(was_held)
 
     def __enter__(self) -> Held:
         return self.acquire()

@@ -16,8 +16,8 @@ from pickledbd.expiry import deadline_in, living, stamped
 from pickledbd.table import CHUNK, Table
 from pickledbd_protocol import PickleDBError, Request, RequestTimeout, TooLarge, canonical_items
 
-LARGE = 1000
-"""Items of a batch that a turn does not apply by itself."""
+LARGE = 2000
+"""Items of a batch that a turn does not apply by itself; half as many, if they expire."""
 
 EXPIRE_MS = 60_000
 """How long after its last part an unfinished batch is kept at least."""
@@ -59,7 +59,7 @@ class Batch:
                 for _ in self._encode(items):
                     pass
         else:
-            self.is_large = len(items) > LARGE
+            self.is_large = len(items) > (LARGE if self._deadline is None else LARGE // 2)
             self._single = items
 
     def refuse(self, error: PickleDBError) -> None:

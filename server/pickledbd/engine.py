@@ -377,11 +377,15 @@ class Engine:
         self._end_turn()
 
     def _reap(self) -> Task[None]:
+        """Remove the keys that are due."""
+        yield from self._reap_due()
+        self._reaping = False
+
+    def _reap_due(self) -> Task[None]:
         """Remove the keys that are due, a few at a time."""
         while self._store.behind and not self._store.folding:
             self._reap_some()
             yield None
-        self._reaping = False
 
     def _reap_some(self) -> None:
         removed = self._store.reap(REAPED_AT_ONCE)
@@ -536,19 +540,13 @@ class Engine:
         clear = request.command.name == "replace"
         failures = self._saver.failures
         in_doubt = False
+        journaled = self._journal.appends and not self._saver.refusing
         try:
-            if self._journal.appends and not self._saver.refusing:
-                for items, deadlines in batch.parts():
-                    part = records.effects(items, batch=batch.number, expires=deadlines)
-                    self._journal.write([part], sync_now=False)
-                    yield None
-                    if self._saver.failures > failures:
-                        break
-                if self._journal.durable == "fsync":
-                    yield from self._saver.sync()  # what is left for the loop is one record
-                while self._store.behind and not clear:  # what is due and set again comes last
-                    self._reap_some()
-                    yield None
+            if journaled:
+                yield from self._write_parts(batch)
+            if not clear:  # what is due and set again comes last
+                yield from self._reap_due()
+            if journaled:
                 last = records.effects({}, clear=clear, answer=answer, commit=batch.number)
                 if self._saver.failures == failures:
                     self._demand(request)
@@ -564,6 +562,18 @@ class Engine:
             self._demand(request)
         self._store.adopt(batch.table, clear=clear)
         self._retries.remember(answer)
+
+    def _write_parts(self, batch: Batch) -> Task[None]:
+        """Have all but its last record in the journal, where they do not count yet."""
+        failures = self._saver.failures
+        for items, deadlines in batch.parts():
+            part = records.effects(items, batch=batch.number, expires=deadlines)
+            self._journal.write([part], sync_now=False)
+            yield None
+            if self._saver.failures > failures:
+                return
+        if self._journal.durable == "fsync":
+            yield from self._saver.sync()  # what is left for the loop is one record
 
     def _demand(self, request: Request) -> None:
         """LockLost if it names the token of a lock that is not held any more."""

@@ -107,7 +107,9 @@ class Store:
         self.changes = 0
 
     def __len__(self) -> int:
-        return len(self._table) - (self._wheel.overdue(now_ms()) if self._wheel.used else 0)
+        """How many keys there are; while folding, of those that were adopted about those so far."""
+        overdue = self._wheel.overdue(now_ms()) if self._wheel.used else 0
+        return max(0, len(self._table) - overdue)
 
     def __contains__(self, key: str) -> bool:
         return self.get(key) is not None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import select
 import signal
 import subprocess
@@ -16,7 +17,15 @@ import time
 import pytest
 
 from looped import async_client, run, stopped, until
-from pickledbd_client import InvalidValue, LockLost, PickleDB, RequestTimeout, Unavailable, calls
+from pickledbd_client import (
+    InvalidKey,
+    InvalidValue,
+    LockLost,
+    PickleDB,
+    RequestTimeout,
+    Unavailable,
+    calls,
+)
 from pickledbd_client.keeper import Keeper
 from support import PATIENCE, Daemon, in_fork, is_alive, owner_pid, wait_until
 
@@ -227,6 +236,53 @@ def test_a_timeout_that_is_none_is_refused_too(db, timeout):
         db.lock("x", timeout=timeout)
 
 
+def test_a_name_that_cannot_be_sent_is_refused_before_anything_is_asked(daemon, other):
+    db = daemon.client()
+    with pytest.raises(InvalidKey, match="no lock can be named '\\\\ud800'"):
+        db.lock("\ud800")
+    with db.lock("x"):
+        pass
+    db.close()
+    assert is_free(other)
+
+
+class Alarm(BaseException):
+    """What a signal's handler raises."""
+
+
+# Interrupted between a socket's or a file's making and its keeping, one is left to the collector
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_whatever_is_interrupted_no_lock_is_held_that_nobody_knows_of(daemon, other):
+    def interrupt(*_):
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    moments = random.Random(1)
+    interrupted = 0
+    try:
+        with contextlib.closing(daemon.client()) as db:
+            for number in range(2000):
+                lock = db.lock(f"x{number}", ttl=LONG)
+                try:
+                    if number % 2:
+                        lock.acquire()
+                    seconds = moments.uniform(1e-6, 5e-4 / (1 + number % 8))
+                    signal.setitimer(signal.ITIMER_REAL, seconds)
+                    if not number % 2:
+                        lock.acquire()
+                    lock.release()
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except Alarm:
+                    interrupted += 1
+                with contextlib.suppress(LockLost):
+                    lock.release()  # if it came to be held
+            wait_until(lambda: other.info()["locks"] == 0, "all to be free")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 100
+
+
 # When it is lost
 
 
@@ -240,7 +296,7 @@ def test_who_has_lost_it_is_told_at_the_end_and_when_it_takes_it_again(db, other
             with pytest.raises(LockLost, match=f"token is {held.token}"):
                 db.set("k", "late", token=held.token)
             wait_until(lambda: held.lost, "the keeper to be told")
-            with pytest.raises(LockLost, match="lost before it was released"):
+            with pytest.raises(LockLost, match="lost before it was taken again"):
                 db.lock("x").acquire()
             with other.lock("x", timeout=0) as of_other:  # others have it meanwhile
                 assert of_other.token > held.token

@@ -379,6 +379,18 @@ def test_a_due_key_in_a_large_batch_is_a_new_one_also_after_a_kill(clock, wire):
     assert wire().ask("all") == {"keys": ["stays", *large]}
 
 
+def test_a_due_key_in_a_large_batch_is_a_new_one_without_a_journal_too(clock, wire):
+    wired = wire("--durability", "save")
+    due = {f"k{n}": 0 for n in range(500)}  # more than are reaped by the way
+    wired.ask("set_many", items=due, ttl_ms=10)
+    wired.ask("set", key="stays", value=1)
+    clock.now += 11
+    large = {f"n{n}": 1 for n in range(LARGE)} | dict.fromkeys(due, 1)
+    wired.receive("set_many", {"items": large})
+    wired.turn()
+    assert wired.ask("all") == {"keys": ["stays", *large]}
+
+
 # Each command with a key whose time comes while it is carried out: as if it came before, or after
 STEPS = [
     ("get", {"key": "k"}, [{"value": 1}, {}]),
