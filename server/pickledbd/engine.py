@@ -540,13 +540,15 @@ class Engine:
         clear = request.command.name == "replace"
         failures = self._saver.failures
         in_doubt = False
-        journaled = self._journal.appends and not self._saver.refusing
+        why = self._saver.refusing
+        if why:  # though it may be over by the time that what follows is done
+            raise self._refusal(why)
         try:
-            if journaled:
+            if self._journal.appends:
                 yield from self._write_parts(batch)
             if not clear:  # what is due and set again comes last
                 yield from self._reap_due()
-            if journaled:
+            if self._journal.appends:
                 last = records.effects({}, clear=clear, answer=answer, commit=batch.number)
                 if self._saver.failures == failures:
                     self._demand(request)
@@ -554,7 +556,7 @@ class Engine:
         except DiskError as error:
             self._saver.failed(error)
             in_doubt = error.leaves_traces
-        if self._saver.refusing or self._saver.failures > failures:
+        if self._saver.failures > failures:
             # Even if all is well again: the parts stand in a journal that does not count any more
             why = self._saver.refusing or "the journal failed meanwhile"
             raise self._refusal(why, in_doubt=in_doubt)
