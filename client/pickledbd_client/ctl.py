@@ -215,26 +215,29 @@ def _some(sub: argparse.ArgumentParser) -> None:
 
 def _endpoint(text: str) -> str:
     if "://" not in text:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is none; ipc:///PATH or tcp://HOST:PORT is")
     return text
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds over 0")
 
 
 def _wait(text: str) -> float:
-    return 0.0 if float(text) == 0 else _seconds(text)
+    with contextlib.suppress(ValueError):
+        if float(text) == 0:
+            return 0.0
+    return _seconds(text)
 
 
 def _number(text: str) -> float:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number")
 
 
 if __name__ == "__main__":

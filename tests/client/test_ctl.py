@@ -137,6 +137,22 @@ def test_wrong_usage_is_status_2(args):
     assert "usage: pickledbctl" in err
 
 
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (("set", "k", "1", "--ttl", "0"), "--ttl: '0' is not a number of seconds over 0"),
+        (("expire", "k", "soon"), "SECONDS: 'soon' is not a number of seconds over 0"),
+        (("lock", "--timeout", "-1", "x", "true"), "--timeout: '-1' is not a number of seconds"),
+        (("incr", "k", "one"), "BY: 'one' is not a number"),
+        (("-e", "/a/path", "ping"), "'/a/path' is none; ipc:///PATH or tcp://HOST:PORT is"),
+    ],
+)
+def test_what_is_no_number_or_endpoint_is_named(args, what):
+    status, out, err = ctl(*args)
+    assert (status, out) == (2, "")
+    assert what in err
+
+
 def test_an_empty_location_is_not_the_default_one(daemon, db):
     db.set("a", 1)
     for option in ("-f", "-e"):

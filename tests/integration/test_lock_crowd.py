@@ -103,7 +103,7 @@ def test_a_crowd_waits_without_using_the_processor_and_is_served_in_order(locati
     daemon.check_and_stop()
 
 
-@pytest.mark.parametrize("kills", [12, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [8, pytest.param(300, marks=pytest.mark.long)])
 def test_holders_that_are_killed_lose_nothing_and_hold_nobody_up(location, kills):
     """Whoever comes next has it at once, though its ttl is longer than all patience."""
     chance = random.Random()

@@ -222,7 +222,7 @@ def check_counted_once(history, content):
 
 
 @pytest.mark.parametrize("durability", ["journal", "fsync"])
-@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.long)])
 def test_every_acknowledged_write_outlives_kill_9(location, durability, kills):
     seed = random.randrange(1_000_000)
     history, content, figures = killed_under_writers(location, durability, kills, seed)

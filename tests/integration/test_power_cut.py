@@ -504,7 +504,7 @@ def after_each_power_cut(tmp_path, mode, seed, *, each_moment, later_lives):
 
 @pytest.mark.parametrize("mode", ["save", "journal", "fsync"])
 def test_after_a_power_cut_it_starts_with_all_that_was_promised(tmp_path, mode):
-    after_each_power_cut(tmp_path, mode, 1, each_moment=3, later_lives=1)
+    after_each_power_cut(tmp_path, mode, 1, each_moment=2, later_lives=1)
 
 
 @pytest.mark.long
