@@ -63,9 +63,9 @@ class AsyncPickleDB(Handle):
         """Remove `key`; True if it was there."""
         return await self._link.request(calls.remove(str(key), token=token))
 
-    async def purge(self) -> bool:
+    async def purge(self, *, token: int | None = None) -> bool:
         """Remove everything; True."""
-        return await self._link.request(calls.purge())
+        return await self._link.request(calls.purge(token=token))
 
     async def save(self) -> bool:
         """Have all that was acknowledged so far on disk when this returns; True. SaveFailed."""
@@ -150,9 +150,9 @@ class AsyncPickleDB(Handle):
         """Remove `key` and return its value, or `default`; KeyError without one. Atomic."""
         return await self._link.request(calls.pop(str(key), default, token=token))
 
-    async def popitem(self) -> tuple[str, Any]:
+    async def popitem(self, *, token: int | None = None) -> tuple[str, Any]:
         """Remove the item that was inserted last and return it; KeyError if empty. Atomic."""
-        return await self._link.request(calls.popitem())
+        return await self._link.request(calls.popitem(token=token))
 
     async def setdefault(self, key: Any, default: Any = None, *, token: int | None = None) -> Any:
         """The value of `key`, which is set to `default` first if there is none. Atomic."""
@@ -217,14 +217,20 @@ class AsyncPickleDB(Handle):
         return await self._link.request(calls.cas(str(key), version, value, ttl=ttl, token=token))
 
     async def modify(
-        self, key: Any, fn: Callable[[Any], Any], default: Any = None, *, tries: int = 100
+        self,
+        key: Any,
+        fn: Callable[[Any], Any],
+        default: Any = None,
+        *,
+        tries: int = 100,
+        token: int | None = None,
     ) -> Any:
         """Store `fn(value)` for the value of `key`, or for `default`; what was stored.
 
         Again if others have changed it meanwhile; Conflict after so many `tries`. `fn` is a plain
         function.
         """
-        steps = modify.modify(str(key), fn, default, tries)
+        steps = modify.modify(str(key), fn, default, tries, token)
         try:
             step = next(steps)
             while True:

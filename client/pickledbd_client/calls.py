@@ -114,6 +114,10 @@ def _more(ttl: float | None = None, token: int | None = None, about: str = "") -
     return text if token is None else b'%b,"token":%d' % (text, checked_token(token))
 
 
+def _token_args(token: int | None) -> bytes:
+    return b"{%b}" % _more(token=token)[1:]
+
+
 def ttl_ms(seconds: float, about: str) -> int:
     """A time to live on the wire. InvalidValue if it is none; `about` says of what."""
     if type(seconds) in (int, float) and 0 < seconds <= TTL_MS_MAX / 1000:
@@ -277,13 +281,13 @@ def persist(key: str, *, token: int | None = None) -> Call[bool]:
     return Call("persist", _key_args(key, more), lambda reply: reply.result["persisted"])
 
 
-def popitem() -> Call[tuple[str, Any]]:
+def popitem(*, token: int | None = None) -> Call[tuple[str, Any]]:
     def read(reply: Reply) -> tuple[str, Any]:
         if "key" not in reply.result:
             raise KeyError("popitem(): the database is empty")
         return reply.result["key"], _value(reply)
 
-    return Call("popitem", b"{}", read)
+    return Call("popitem", _token_args(token), read)
 
 
 def get_many(keys: Iterable[Any]) -> Call[dict[str, Any]]:
@@ -390,8 +394,8 @@ def replace(items: Mapping[Any, Any]) -> Call[bool]:
     return _items_call("replace", _parts(pieces_of(items)))
 
 
-def purge() -> Call[bool]:
-    return Call("purge", b"{}", _true)
+def purge(*, token: int | None = None) -> Call[bool]:
+    return Call("purge", _token_args(token), _true)
 
 
 def lock(

@@ -161,6 +161,7 @@ def _add_keys(command: Command) -> None:
     _fenced(sub)
     sub = command("purge", ctl_commands.purge, "remove everything")
     sub.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    _fenced(sub)
     sub = command(
         "ttl", ctl_commands.ttl, "print the seconds until a key is gone; - if it lives on"
     )
@@ -168,8 +169,10 @@ def _add_keys(command: Command) -> None:
     sub = command("expire", ctl_commands.expire, "have a key be gone after some time")
     sub.add_argument("key", metavar="KEY")
     sub.add_argument("seconds", metavar="SECONDS", type=_seconds)
+    _fenced(sub)
     sub = command("persist", ctl_commands.persist, "have a key not expire")
     sub.add_argument("key", metavar="KEY")
+    _fenced(sub)
 
 
 def _add_others(command: Command) -> None:

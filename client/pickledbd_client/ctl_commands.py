@@ -104,7 +104,7 @@ def purge(db: PickleDB, options: argparse.Namespace) -> int:
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             print("nothing was removed", file=sys.stderr)
             return DONE
-    db.purge()
+    db.purge(token=options.token)
     return DONE
 
 
@@ -117,11 +117,12 @@ def ttl(db: PickleDB, options: argparse.Namespace) -> int:
 
 
 def expire(db: PickleDB, options: argparse.Namespace) -> int:
-    return DONE if db.expire(options.key, options.seconds) else _not_there(db, options)
+    there = db.expire(options.key, options.seconds, token=options.token)
+    return DONE if there else _not_there(db, options)
 
 
 def persist(db: PickleDB, options: argparse.Namespace) -> int:
-    there = db.persist(options.key) or options.key in db
+    there = db.persist(options.key, token=options.token) or options.key in db
     return DONE if there else _not_there(db, options)
 
 

@@ -106,9 +106,9 @@ class PickleDB(Handle, MutableMapping[str, Any]):
         """Remove `key`; True if it was there."""
         return self._link.request(calls.remove(str(key), token=token))
 
-    def purge(self) -> bool:
+    def purge(self, *, token: int | None = None) -> bool:
         """Remove everything; True."""
-        return self._link.request(calls.purge())
+        return self._link.request(calls.purge(token=token))
 
     def save(self) -> bool:
         """Have all that was acknowledged so far on disk when this returns; True.
@@ -197,9 +197,9 @@ class PickleDB(Handle, MutableMapping[str, Any]):
         """Remove `key` and return its value, or `default`; KeyError without one. Atomic."""
         return self._link.request(calls.pop(str(key), default, token=token))
 
-    def popitem(self) -> tuple[str, Any]:
+    def popitem(self, *, token: int | None = None) -> tuple[str, Any]:
         """Remove the item that was inserted last and return it; KeyError if empty. Atomic."""
-        return self._link.request(calls.popitem())
+        return self._link.request(calls.popitem(token=token))
 
     def setdefault(self, key: Any, default: Any = None, *, token: int | None = None) -> Any:
         """The value of `key`, which is set to `default` first if there is none. Atomic."""
@@ -275,7 +275,13 @@ class PickleDB(Handle, MutableMapping[str, Any]):
         return self._link.request(calls.cas(str(key), version, value, ttl=ttl, token=token))
 
     def modify(
-        self, key: Any, fn: Callable[[Any], Any], default: Any = None, *, tries: int = 100
+        self,
+        key: Any,
+        fn: Callable[[Any], Any],
+        default: Any = None,
+        *,
+        tries: int = 100,
+        token: int | None = None,
     ) -> Any:
         """Store `fn(value)` for the value of `key`, or for `default`; what was stored.
 
@@ -283,7 +289,7 @@ class PickleDB(Handle, MutableMapping[str, Any]):
         after a pause that grows; Conflict after so many `tries`. When the key expires stays as it
         is.
         """
-        steps = modify.modify(str(key), fn, default, tries)
+        steps = modify.modify(str(key), fn, default, tries, token)
         try:
             step = next(steps)
             while True:

@@ -23,7 +23,9 @@ pause itself is random ("full jitter": M. Brooker, "Exponential Backoff And Jitt
 Steps = Generator[Call[Any] | float, Any, Any]
 
 
-def modify(key: str, fn: Callable[[Any], Any], default: Any, tries: int) -> Steps:
+def modify(
+    key: str, fn: Callable[[Any], Any], default: Any, tries: int, token: int | None
+) -> Steps:
     """Returns what `fn` made of the value. Conflict after so many `tries`, one at least."""
     if tries < 1:
         raise ValueError(f"modify needs one try at least, not {tries!r}")
@@ -34,7 +36,7 @@ def modify(key: str, fn: Callable[[Any], Any], default: Any, tries: int) -> Step
             longest = min(2 * longest, PAUSE_SECONDS_MAX)
         value, version = yield calls.get_versioned(key)
         changed = fn(value if version else copy.deepcopy(default))
-        if (yield calls.cas(key, version, changed, keep_ttl=True)):
+        if (yield calls.cas(key, version, changed, keep_ttl=True, token=token)):
             return changed
     raise Conflict(
         f"modify of key {shown(key)} gave up after {tries} tries: each time somebody else had "

@@ -175,6 +175,9 @@ TOKEN = [
     lambda db, token: db.cas("a", db.get_versioned("a")[1], 0, token=token),
     lambda db, token: db.expire("a", 5, token=token),
     lambda db, token: db.persist("b", token=token),
+    lambda db, token: db.modify("a", lambda n: n + 1, 1, token=token),
+    lambda db, token: db.popitem(token=token),
+    lambda db, token: db.purge(token=token),
 ]
 
 

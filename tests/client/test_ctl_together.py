@@ -128,9 +128,10 @@ def test_a_command_runs_while_a_lock_is_held(on, begin, db):
     assert held.wait(PATIENCE) == 128 + signal.SIGTERM
     assert waits.communicate(timeout=PATIENCE) == ("ran\n", "")
     assert waits.returncode == 0
-    status, _, err = on("set", "k", "3", "--token", token)
-    assert status == 3
-    assert "not held any more" in err
+    for late in (("set", "k", "3"), ("expire", "k", "9"), ("persist", "k"), ("purge", "-y")):
+        status, _, err = on(*late, "--token", token)
+        assert status == 3
+        assert "not held any more" in err
     assert db.get("k") == 2
 
 
