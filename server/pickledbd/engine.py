@@ -3,7 +3,8 @@
 The loop hands in what arrived and, when it has handed in enough, ends the turn: what the turn
 changed is appended to the journal in one write, and only then are its replies given out. Where
 that fails the changes are undone and the requests answered once more, writes by a refusal. What
-takes long goes on as tasks between the turns. Everything runs in the loop's thread.
+takes long goes on as tasks between the turns: `large` batches, `reaping`, saves, answers with the
+whole content. Everything runs in the loop's thread.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -23,9 +25,11 @@ from pickledbd.clock import now_ms
 from pickledbd.disk import DiskError
 from pickledbd.handlers import HANDLERS, READERS, carry_out
 from pickledbd.journal import Journal
+from pickledbd.large import Large, fault
 from pickledbd.parking import Parking
+from pickledbd.reaping import Reaper
 from pickledbd.records import Answer
-from pickledbd.retries import Retries
+from pickledbd.retries import Retries, answer_to
 from pickledbd.saver import Gate, Saver
 from pickledbd.status import Status
 from pickledbd.store import Effect, Store
@@ -36,8 +40,6 @@ from pickledbd_protocol import (
     Refused,
     Request,
     SaveFailed,
-    Unavailable,
-    WritesRefused,
     decode_requests,
     encode_error,
     encode_reply,
@@ -63,8 +65,19 @@ LONG_SECONDS = 3600.0
 PARKING = {"lock", "keep", "watch", "unwatch"}
 """Commands by which clients wait for each other."""
 
-REAPED_AT_ONCE = 64
-"""Keys that are due and removed in one step."""
+
+@dataclass(slots=True)
+class _Turn:
+    """What was asked since the last turn ended, and what has come of it."""
+
+    requests: list[tuple[Peer, Request]] = field(default_factory=list)
+    replies: list[tuple[Peer, bytes]] = field(default_factory=list)
+    records: list[bytes] = field(default_factory=list)
+    answered: list[tuple[str, Answer | None]] = field(default_factory=list)
+    """Clients whose writes were answered, with the answers before."""
+    reads: list[tuple[Peer, Request]] = field(default_factory=list)
+    large: list[tuple[Peer, Request, Batch]] = field(default_factory=list)
+    saves: list[tuple[Peer, Request]] = field(default_factory=list)
 
 
 class Engine:
@@ -89,19 +102,13 @@ class Engine:
         self._saver = saver
         self._status = status
         self._tasks = tasks
-        self._gate = gate
+        self._reaper = Reaper(store, journal, saver, tasks)
+        self._large = Large(store, journal, retries, saver, reaper=self._reaper, gate=gate)
         self._batches = Batches(status.request_bytes)
         self._parking = Parking(store)
         self._about = About(store, journal, saver, self._parking, status)
-        self._turn: list[tuple[Peer, Request]] = []
-        self._turn_replies: list[tuple[Peer, bytes]] = []
+        self._turn = _Turn()
         self._replies: list[tuple[Peer, bytes]] = []
-        self._records: list[bytes] = []
-        self._answered: list[tuple[str, Answer | None]] = []  # with the answer before
-        self._reads: list[tuple[Peer, Request]] = []
-        self._reaping = False
-        self._saves: list[tuple[Peer, Request]] = []
-        self._large: list[tuple[Peer, Request, Batch]] = []
         self._in_doubt = False  # whether what is refused now may come back at the next start
         self._applying: set[Peer] = set()  # whose large batch does not count yet
         self._held: dict[Peer, list[Request]] = {}  # until a batch counts, or is in place
@@ -138,20 +145,13 @@ class Engine:
             peer in self._held  # what one connection asks is applied in that order
             or peer in self._applying
             or (self._store.folding and request.command.whole)
-            or (request.command.name == "popitem" and not self._reaped())
+            or (request.command.name == "popitem" and not self._store.find_last())
         ):
             self._held.setdefault(peer, []).append(_as_sent_now(request))
             return
         if not request.more:  # what was gathered is not to be gathered once more
-            self._turn.append((peer, request))
+            self._turn.requests.append((peer, request))
         self._answer(peer, request)
-
-    def _reaped(self) -> bool:
-        """Whether no key is in the table that is due, after a short try to have it so."""
-        if self._store.behind and not self._reaping:
-            self._end_turn()
-            self._reap_some()
-        return not self._store.behind
 
     def _answer(self, peer: Peer, request: Request) -> None:
         start = self._store.logged()
@@ -165,11 +165,11 @@ class Engine:
             # Whatever it was, it was one request's; the others must go on.
             log.exception("a %s of client %s failed", request.command.name, request.client)
             self._store.roll_back(start)
-            reply = _fault(request)
+            reply = fault(request)
         finally:
             clock.let_go()
         if reply is not None:
-            self._turn_replies.append((peer, reply))
+            self._turn.replies.append((peer, reply))
 
     def _apply(self, peer: Peer, request: Request) -> bytes | None:
         """The reply, or None if it comes later."""
@@ -182,11 +182,11 @@ class Engine:
         if name in PARKING:
             return self._park(peer, request)
         if name in READERS:
-            self._reads.append((peer, request))
+            self._turn.reads.append((peer, request))
             self.turn_over = True  # what the next request changes is not to be in it
             return None
         if name == "save":
-            self._saves.append((peer, request))
+            self._turn.saves.append((peer, request))
             return None
         about: dict[str, Any] = {}
         if name == "hello":
@@ -196,7 +196,11 @@ class Engine:
         return encode_reply(request.id, orjson.dumps(about))
 
     def _park(self, peer: Peer, request: Request) -> bytes | None:
-        if request.command.name == "lock" and self._saver.refusing is not None:
+        if (
+            request.command.name == "lock"
+            and self._saver.refusing is not None
+            and not self._parking.holds(request)
+        ):
             self._parking.forget(request)  # no grant could be made durable
             raise self._refusal(self._saver.refusing)
         result = self._parking.handle(peer, request)
@@ -212,7 +216,7 @@ class Engine:
         if self._saver.refusing is not None:
             raise self._refusal(self._saver.refusing)
         if batch is not None and batch.is_large:
-            self._large.append((peer, _as_sent_now(request), batch))
+            self._turn.large.append((peer, _as_sent_now(request), batch))
             self._applying.add(peer)
             return None
         store = self._store
@@ -222,27 +226,18 @@ class Engine:
         # Also a repeat that changed nothing is remembered, though not in the journal: the first
         # may still come, by the connection that its client gave up, and is not to be applied then.
         if changed or request.sent_at is not None:
-            answer = _answer_to(request, result)
+            answer = answer_to(request, result)
             if changed and self._journal.appends:
-                self._records.append(_record(store.effect(start), answer))
-            self._answered.append((request.client, self._retries.remember(answer)))
+                self._turn.records.append(_record(store.effect(start), answer))
+            self._turn.answered.append((request.client, self._retries.remember(answer)))
         if request.command.name == "set" and "ttl_ms" not in request.args:
             # Its client may keep what it wrote. Not in the answer that a repeat is given: by then
             # there may be another table, whose counters may by chance be the same
             result = b"{%b}" % store.counters.of(request.args["key"])
         return encode_reply(request.id, result)
 
-    def _refusal(self, why: str, *, in_doubt: bool = False) -> PickleDBError:
-        if in_doubt or self._in_doubt:
-            return Unavailable(
-                f"this write to {self._status.location} was not applied, but it may be if the "
-                f"daemon ends before a save succeeds: {why}, and it could not be undone",
-                outcome_known=False,
-            )
-        return WritesRefused(
-            f"writes to {self._status.location} are refused, reads go on: {why}; "
-            "they are accepted again once a save succeeds"
-        )
+    def _refusal(self, why: str) -> PickleDBError:
+        return self._saver.refusal(why, in_doubt=self._in_doubt)
 
     def finish_turn(self) -> list[tuple[Peer, bytes]]:
         """Make durable what the turn changed; the replies."""
@@ -250,30 +245,28 @@ class Engine:
         return self.take_replies()
 
     def _end_turn(self) -> None:
+        turn = self._turn
         if self._store.locks.ready and not self._saver.refusing:
             texts, replies = self._parking.grants()
-            self._turn_replies += replies
+            turn.replies += replies
             if self._journal.appends:
-                self._records += texts
-        if self._records:
+                turn.records += texts
+        if turn.records:
             try:
-                self._journal.write(self._records)
+                self._journal.write(turn.records)
             except DiskError as error:
-                self._undo_turn(error)
-            self._records.clear()
+                turn = self._done_again(error)
             soon = 0.0 if self._saver.refusing else time.monotonic() + TICK_SECONDS
             self._tick_at = min(self._tick_at, soon)
         if self._store.logged():
             self._store.commit()
         if self._parking.restless:
-            self._turn_replies += self._parking.answers()
-        self._answered.clear()
-        self._turn.clear()
-        if self._reads or self._large or self._saves:
-            self._begin_tasks()
+            turn.replies += self._parking.answers()
+        self._turn = _Turn()
         self.turn_over = False
-        self._replies += self._turn_replies
-        self._turn_replies.clear()
+        self._replies += turn.replies
+        if turn.reads or turn.large or turn.saves:
+            self._begin_tasks(turn)
 
     def _gather_replies(self) -> None:
         """Answer those who asked for several things in one message in one message too."""
@@ -287,40 +280,39 @@ class Engine:
         self._gathering.clear()
         self._replies = others + [(peer, gather(some)) for peer, some in several.items() if some]
 
-    def _begin_tasks(self) -> None:
+    def _begin_tasks(self, turn: _Turn) -> None:
         """Begin what the turn asked for and takes long."""
-        for peer, request in self._reads:
+        for peer, request in turn.reads:
             self._waiting[peer, request.id] = None
             store = self._store
             view = store.view()
             reader = READERS[request.command.name]
             parts = reader(store.content(view), request.args, store.feed.sequence)
             self._tasks.add(self._read(peer, request, view, parts))
-        for peer, request, batch in self._large:
+        for peer, request, batch in turn.large:
             self._waiting[peer, request.id] = None
-            self._tasks.add(self._carry_out(peer, request, batch))
-        self._reads.clear()
-        self._large.clear()
-        self._begin_saves()
+            answer = partial(self._applied, peer, request)
+            self._tasks.add(self._large.carry_out(request, batch, answer))
+        self._begin_saves(turn.saves)
 
-    def _undo_turn(self, error: DiskError) -> None:
-        """Have nothing of this turn's changes, and answer its requests once more."""
+    def _done_again(self, error: DiskError) -> _Turn:
+        """Have nothing of this turn's changes, and answer its requests once more; what comes of it.
+
+        No write among them is carried out now, so there is nothing to be made durable.
+        """
         self._saver.failed(error)
         self._in_doubt = error.leaves_traces
         self._store.roll_back()
-        for client, before in reversed(self._answered):
+        failed, self._turn = self._turn, _Turn()
+        for client, before in reversed(failed.answered):
             self._retries.forget(client)
             if before is not None:
                 self._retries.remember(before)
-        turn, self._turn = self._turn, []
-        self._turn_replies.clear()
-        self._reads.clear()
-        self._applying.difference_update(peer for peer, _, _ in self._large)
-        self._large.clear()
-        self._saves.clear()
-        for peer, request in turn:
+        self._applying.difference_update(peer for peer, _, _ in failed.large)
+        for peer, request in failed.requests:
             self._answer(peer, request)
         self._in_doubt = False
+        return self._turn
 
     def take_replies(self) -> list[tuple[Peer, bytes]]:
         """The replies that are ready to be sent."""
@@ -357,45 +349,22 @@ class Engine:
             self._end_turn()
         if not (self._store.expires or self._store.locks.busy):
             return now + LONG_SECONDS
-        if self._store.behind and not self._reaping and not self._store.folding:
-            self._reaping = True
-            self._tasks.add(self._reap())
+        self._reaper.begin()
         shown = now_ms()
         due = self._parking.next_due
         if due is not None and due <= shown:
             self._note(self._parking.overdue())
         elif self._store.locks.ready:  # since writes are not refused any more
             self._end_turn()
-        times = (self._parking.next_due, None if self._reaping else self._store.next_due)
+        times = (self._parking.next_due, None if self._reaper.busy else self._store.next_due)
         waits = [(at - shown) / 1000 for at in times if at is not None]
         return now + min(waits, default=LONG_SECONDS)
 
     def _note(self, texts: list[bytes]) -> None:
         """Have in the journal what happened by itself, and grant what has become free by it."""
         if self._journal.appends and not self._saver.refusing:
-            self._records += texts
+            self._turn.records += texts
         self._end_turn()
-
-    def _reap(self) -> Task[None]:
-        """Remove the keys that are due."""
-        yield from self._reap_due()
-        self._reaping = False
-
-    def _reap_due(self) -> Task[None]:
-        """Remove the keys that are due, a few at a time."""
-        while self._store.behind and not self._store.folding:
-            self._reap_some()
-            yield None
-
-    def _reap_some(self) -> None:
-        removed = self._store.reap(REAPED_AT_ONCE)
-        if removed and self._journal.appends and not self._saver.refusing:
-            try:  # before anybody can set one of them again
-                self._journal.write([records.effects({}, removed)], sync_now=False)
-            except DiskError as error:
-                self._saver.failed(error)
-        if self._parking.restless:
-            self._replies += self._parking.answers()
 
     def tell_alive(self, now: float) -> None:
         """Tell those who wait for something long, now and then, that it is being done."""
@@ -460,6 +429,10 @@ class Engine:
         self._store.counters.keep_up()
         self._store.feed.upkeep()
 
+    def halted(self) -> None:
+        """Nobody was served for a while, so no lock could be kept: have their time begin anew."""
+        self._store.locks.begin()
+
     def gone(self, peer: Peer) -> None:
         """The connection of `peer` was lost."""
         if self._waiting:
@@ -488,8 +461,13 @@ class Engine:
             view.close()
             self._waiting.pop((peer, request.id), None)
 
-    def _begin_saves(self) -> None:
-        saves, self._saves = self._saves, []
+    def _applied(self, peer: Peer, request: Request, reply: bytes) -> None:
+        """A large batch has come to count, or was refused."""
+        self._waiting.pop((peer, request.id), None)
+        self._replies.append((peer, reply))
+        self._applying.discard(peer)
+
+    def _begin_saves(self, saves: list[tuple[Peer, Request]]) -> None:
         needed = bool(saves) and self._saver.needed
         for peer, request in saves:
             if not needed:
@@ -508,80 +486,6 @@ class Engine:
 
             self._saver.save(saved)
 
-    def _carry_out(self, peer: Peer, request: Request, batch: Batch) -> Task[None]:
-        """Apply a batch that is too large for a turn: all of it counts from one moment on."""
-        reply = b""
-        adopted = False
-        try:
-            yield from batch.prepare()
-            yield from self._gate.enter()
-            try:
-                # A repeat of it may have come by another connection meanwhile
-                known = self._retries.answered(request)
-                if known is None:
-                    yield from self._commit(request, batch)
-                    known, adopted = b"{}", True
-                reply = encode_reply(request.id, known)
-            finally:
-                self._gate.leave()
-        except PickleDBError as error:
-            reply = encode_error(request.id, error)
-        except Exception:
-            log.exception("a %s of client %s failed", request.command.name, request.client)
-            reply = _fault(request)
-        self._waiting.pop((peer, request.id), None)
-        self._replies.append((peer, reply))
-        self._applying.discard(peer)
-        if adopted:  # else it would be another's, and two must not fold the same
-            yield from self._store.fold()
-
-    def _commit(self, request: Request, batch: Batch) -> Task[None]:
-        answer = _answer_to(request, b"{}")
-        clear = request.command.name == "replace"
-        failures = self._saver.failures
-        in_doubt = False
-        why = self._saver.refusing
-        if why:  # though it may be over by the time that what follows is done
-            raise self._refusal(why)
-        try:
-            if self._journal.appends:
-                yield from self._write_parts(batch)
-            if not clear:  # what is due and set again comes last
-                yield from self._reap_due()
-            if self._journal.appends:
-                last = records.effects({}, clear=clear, answer=answer, commit=batch.number)
-                if self._saver.failures == failures:
-                    self._demand(request)
-                    self._journal.write([last])
-        except DiskError as error:
-            self._saver.failed(error)
-            in_doubt = error.leaves_traces
-        if self._saver.failures > failures:
-            # Even if all is well again: the parts stand in a journal that does not count any more
-            why = self._saver.refusing or "the journal failed meanwhile"
-            raise self._refusal(why, in_doubt=in_doubt)
-        if not self._journal.appends:
-            self._demand(request)
-        self._store.adopt(batch.table, clear=clear)
-        self._retries.remember(answer)
-
-    def _write_parts(self, batch: Batch) -> Task[None]:
-        """Have all but its last record in the journal, where they do not count yet."""
-        failures = self._saver.failures
-        for items, deadlines in batch.parts():
-            part = records.effects(items, batch=batch.number, expires=deadlines)
-            self._journal.write([part], sync_now=False)
-            yield None
-            if self._saver.failures > failures:
-                return
-        if self._journal.durable == "fsync":
-            yield from self._saver.sync()  # what is left for the loop is one record
-
-    def _demand(self, request: Request) -> None:
-        """LockLost if it names the token of a lock that is not held any more."""
-        if "token" in request.args:
-            self._store.locks.demand(request.args["token"])
-
 
 def _record(effect: Effect, answer: Answer) -> bytes:
     """For the journal: what a write did, and what it was answered."""
@@ -595,16 +499,6 @@ def _record(effect: Effect, answer: Answer) -> bytes:
     )
 
 
-def _fault(request: Request) -> bytes:
-    error = PickleDBError(f"{request.command.name} failed in the daemon; see its log")
-    return encode_error(request.id, error)
-
-
 def _as_sent_now(request: Request) -> Request:
     """The same, which has to wait: its repeat may be answered, and forgotten, before its turn."""
     return request if request.sent_at is not None else replace(request, sent_at=now_ms())
-
-
-def _answer_to(request: Request, result: bytes) -> Answer:
-    budget_ms = 0 if request.budget_ms is None else request.budget_ms
-    return Answer(request.client, request.id, now_ms(), budget_ms, result)

@@ -102,7 +102,8 @@ def incr(store: Store, args: Args) -> bytes:
     after = before + args.get("by", 1)
     good = isfinite(after) if type(after) is float else INT_MIN <= after <= INT_MAX
     if not good:
-        raise InvalidValue(f"cannot increment key {shown(key)}: the sum would be over 64 bits")
+        limit = "beyond the floats" if type(after) is float else "over 64 bits"
+        raise InvalidValue(f"cannot increment key {shown(key)}: the sum would be {limit}")
     sum_text = canonical(key, after)
     store.set(key, sum_text, None if text is None else store.deadline(key))
     return b'{"value":%b}' % sum_text

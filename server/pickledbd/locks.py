@@ -7,8 +7,9 @@ connection is lost, and is then given to the ask that waits longest. Each grant 
 token* that is higher than all before it, after Kleppmann ("How to do distributed locking", 2016):
 a write that names the token is refused once the lock is lost.
 
-What a restart does: locks that are held stay so, with their time beginning anew, so that holders
-that live can come back. Who waited asks again, and takes its place by when it first did.
+What a restart does, or a time in which the daemon was halted: locks that are held stay so, with
+their time beginning anew, so that holders that live can come back. After a restart, who waited
+asks again, and takes its place by when it first did.
 """
 
 from __future__ import annotations
@@ -126,6 +127,11 @@ class Locks:
         if waiter.name not in self._held:
             self._free[waiter.name] = None
         return None
+
+    def holds(self, ask: Ask) -> bool:
+        """Whether `ask` was granted, and its time is not over."""
+        held = self._by_ask.get(ask)
+        return held is not None and held.deadline > now_ms()
 
     def _tie(self, waiter: Waiter) -> None:
         """Have a holder without a connection of its own hold no longer than that of its asker."""
@@ -352,7 +358,10 @@ class Locks:
             self._end(lock)
 
     def begin(self) -> None:
-        """Have the time of all that is held begin now, when it can be kept again."""
+        """Have the time of all that is held begin now, when it can be kept again.
+
+        That is safe, since nothing of it was granted to anybody else.
+        """
         for lock in self._held.values():
             lock.deadline = now_ms() + lock.ttl_ms
 

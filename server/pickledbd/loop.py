@@ -23,6 +23,7 @@ from types import FrameType
 
 import zmq
 
+from pickledbd.clock import now_ms
 from pickledbd.endpoints import CannotServe, Claim
 from pickledbd.engine import Engine
 from pickledbd.notify import EXTEND_USEC, notify
@@ -53,6 +54,10 @@ REPLIES_QUEUED = 10_000
 
 UPKEEP_SECONDS = 5.0
 """How often the daemon looks whether its socket and lock file are still there."""
+
+HALT_MS = 200
+"""How much longer than it was to the loop sleeps, or works, when it is taken to have been halted:
+the process was stopped, the machine slept, or a disk did not answer."""
 
 ARRIVAL_SECONDS = 2.0
 """How long after its start, and after any connection was made, it stays at least: whoever started
@@ -179,6 +184,7 @@ class Loop:
         """Serve; return why it ended. The store may then hold unsaved changes."""
         now = quiet_since = next_upkeep = time.monotonic()
         self._stays_until = now + ARRIVAL_SECONDS
+        awake_at = now_ms()
         self._count_connections()
         while not self._signals.received:
             if now >= next_upkeep:
@@ -201,7 +207,11 @@ class Loop:
             # rounded up, so that a deadline has passed when the poll for it ends
             wait_ms = int((wake - now) * 1000) + 1 if wake > now else 0
             arrived = _readable(self._router)
-            ready = [descriptor for descriptor, _ in self._poller.poll(0 if arrived else wait_ms)]
+            wait_ms = 0 if arrived else wait_ms
+            ready = [descriptor for descriptor, _ in self._poller.poll(wait_ms)]
+            awake_at, before = now_ms(), awake_at
+            if awake_at - before > wait_ms + HALT_MS:
+                self._engine.halted()
             started = time.monotonic()
             busy = self._turn(ready, arrived=arrived)
             now = time.monotonic()

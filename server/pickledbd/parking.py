@@ -72,6 +72,10 @@ class Parking:
         token = self._locks.ask(waiter)
         return None if token is None else _granted(token)
 
+    def holds(self, request: Request) -> bool:
+        """Whether the ask of a `lock` was granted already."""
+        return self._locks.holds((request.args["holder"], request.args["ask"]))
+
     def forget(self, request: Request) -> None:
         """Have a `lock` that is refused wait no longer."""
         self._locks.forget((request.args["holder"], request.args["ask"]))

@@ -372,19 +372,23 @@ def _apply(
         found.replayed += len(found.table)
         found.table = Table()
         found.expiring.clear()
-    parts = batches.pop(record["commit"], []) if "commit" in record else []
+    for part in batches.pop(record["commit"], []) if "commit" in record else ():
+        _set(part, found)
     for key in record.get("remove", ()):
         found.replayed += found.table.remove(key) is not None
-    for part in (*parts, record):
-        for key, value in part.get("set", {}).items():
-            found.table.set(key, bytes(memoryview(orjson.dumps(value))))
-            found.replayed += 1
-        for key, deadline in part.get("expires", {}).items():
-            _expire(key, deadline, found)
+    _set(record, found)
     if "lock" in record:
         found.locks.granted(record["lock"])
     elif "unlock" in record:
         found.locks.released(record["unlock"])
+
+
+def _set(record: dict[str, Any], found: Recovered) -> None:
+    for key, value in record.get("set", {}).items():
+        found.table.set(key, bytes(memoryview(orjson.dumps(value))))
+        found.replayed += 1
+    for key, deadline in record.get("expires", {}).items():
+        _expire(key, deadline, found)
 
 
 def _expire(key: str, deadline: int | None, found: Recovered) -> None:

@@ -31,6 +31,12 @@ KEEP_MS = 10 * 60 * 1000
 """How long an answer is kept at most, in milliseconds. Its client asks for it for a minute less."""
 
 
+def answer_to(request: Request, result: bytes) -> Answer:
+    """What is to be remembered of a write that is applied now."""
+    budget_ms = 0 if request.budget_ms is None else request.budget_ms
+    return Answer(request.client, request.id, now_ms(), budget_ms, result)
+
+
 class Retries:
     """The answer to the last write of each client, in the order of these writes."""
 

@@ -28,7 +28,7 @@ from pickledbd.snapshot import DataFile, Unreadable, Writing, texts
 from pickledbd.status import Status
 from pickledbd.store import Store
 from pickledbd.tasks import Task, Tasks, Worker, result
-from pickledbd_protocol import SaveFailed
+from pickledbd_protocol import PickleDBError, SaveFailed, Unavailable, WritesRefused
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class Saver:
         self._saved_changes = 0
         self._saved_locks = 0
         self._viewed: int | None = None  # the changes that the snapshot being written holds
+        self._acknowledged = (0, 0)  # of those, and of the locks', what others were told of
         self._saving = False
         self._joined: list[Saved] = []  # who came while a snapshot is written, and are content
         self._waiting: list[Saved] = []  # for the next one
@@ -151,6 +152,20 @@ class Saver:
     def refusing(self) -> str | None:
         """Why writes are refused; None if they are not."""
         return self._journal.failed
+
+    def refusal(self, why: str, *, in_doubt: bool = False) -> PickleDBError:
+        """The error for a write that is refused; `in_doubt`: though it may come back at a start."""
+        location = self._status.location
+        if in_doubt:
+            return Unavailable(
+                f"this write to {location} was not applied, but it may be if the daemon ends "
+                f"before a save succeeds: {why}, and it could not be undone",
+                outcome_known=False,
+            )
+        return WritesRefused(
+            f"writes to {location} are refused, reads go on: {why}; they are accepted again once "
+            "a save succeeds"
+        )
 
     def loaded(self, size: int, locks: int | None = None) -> None:
         """The data file holds just what the store does, in `size` bytes.
@@ -273,6 +288,7 @@ class Saver:
             # Between these two lines nothing can be appended: they are one moment.
             end, view = journal.end, self._store.view()
             self._viewed = self._store.changes
+            self._acknowledged = self._told_of()
             locks, locked = self._store.locks.told(), self._store.locks.changes
             answers = None if journal.appends else self._retries.awaited()
             self._gate.leave()
@@ -359,7 +375,7 @@ class Saver:
         loses: their repeats are then to be carried out.
         """
         journal = self._journal
-        if journal.failed and self._store.changes != self._viewed:
+        if journal.failed and self._told_of() != self._acknowledged:
             raise SaveFailed(
                 f"cannot save {self._file.path}: the journal failed meanwhile: {journal.failed}"
             )
@@ -377,6 +393,13 @@ class Saver:
         if journal.failed:  # until here a sync may still have met the file that failed
             log.info("writes are accepted again")
             journal.failed = None
+
+    def _told_of(self) -> tuple[int, int]:
+        """Changes so far that a snapshot has to hold, if no journal tells of them.
+
+        Not what was reaped: if it was due only since, the next daemon finds so, too.
+        """
+        return self._store.changes - self._store.reaped, self._store.locks.changes
 
     def refresh(self) -> bool:
         """Have the store hold what another program wrote to the data file; whether it does.

@@ -36,9 +36,13 @@ from pickledbd.expiry import (
     text_of,
     without,
 )
+from pickledbd.last import LastKey
 from pickledbd.locks import Locks
 from pickledbd.table import Place, Table, View
 from pickledbd.wheel import Wheel
+
+LOOKED_AT_ONCE = 2000
+"""Keys that are looked at in one step, to find the last one."""
 
 
 @dataclass(slots=True)
@@ -101,10 +105,13 @@ class Store:
         self.feed = watches.Feed()
         self._wheel: Wheel[str] = Wheel()
         self._expect(expiring)
+        self._last = LastKey(self._table)
         self._adopted: Table | None = None
         self._garbage: list[Table | Wheel[str]] = []
         self._log: list[Change] = []
         self.changes = 0
+        self.reaped = 0
+        """Those of the changes that were nobody's: keys that were due and have been removed."""
 
     def __len__(self) -> int:
         """How many keys there are; while folding, of those that were adopted about those so far."""
@@ -215,15 +222,18 @@ class Store:
         self.counters.changed(key)
         return text_at(removed[-1], now_ms())
 
+    def find_last(self) -> bool:
+        """Whether `last_key` can tell it at once. Else each further call comes closer to that."""
+        return not self._wheel.used or self._last.find(now_ms(), LOOKED_AT_ONCE)[0]
+
     def last_key(self) -> str | None:
         """The key that was inserted last, or None if there is none. Not while folding."""
-        while (key := self._table.last_key()) is not None and self.get(key) is None:
-            self.remove(key)  # it is due
-        return key
+        return self._last.find(now_ms())[1] if self._wheel.used else self._table.last_key()
 
     def clear(self) -> None:
         """Remove everything. Not while folding."""
         cleared, self._table = self._table, Table()
+        self._last = LastKey(self._table)
         wheel, self._wheel = self._wheel, Wheel()
         self._log.append(Change(self._table, cleared=cleared, wheel=wheel, count=self.changes))
         self.changes += len(cleared)
@@ -303,8 +313,10 @@ class Store:
 
     def roll_back(self, start: int = 0) -> None:
         """Undo the changes from `start` on."""
+        undone = False
         while len(self._log) > start:
             change = self._log.pop()
+            undone = True
             self.changes = change.count
             if change.undo is not None:
                 change.undo()
@@ -327,6 +339,8 @@ class Store:
             elif change.value is not None:
                 self.counters.changed(change.key)
                 self._restore(change.table, change.key, change.value, change.before)
+        if undone:
+            self._last = LastKey(self._table)
 
     def _restore(self, table: Table, key: str, value: bytes, before: bytes | None) -> None:
         """Undo that a key, whose stored value was `before`, has `value`."""
@@ -379,6 +393,7 @@ class Store:
             if value is not None and is_due(value):
                 self._table.remove(key)
                 self.changes += 1
+                self.reaped += 1
                 self.counters.changed(key)
                 removed.append(key)
                 if self.feed.active:
@@ -418,6 +433,7 @@ class Store:
             self.counters.all_changed()
             self._garbage += [self._table, self._wheel]
             self._table, self._wheel = batch, Wheel()
+            self._last = LastKey(self._table)
             self._expect(expiring)
         else:
             self._adopted = batch

@@ -29,6 +29,8 @@ SHARDS = 1024
 
 _MASK = SHARDS - 1
 
+_NO_CHUNK: dict[str, bytes] = {}
+
 Entries = tuple[Collection[str], Collection[bytes]]
 """Some keys and their values, in the same order."""
 
@@ -229,6 +231,15 @@ class Table:
             if chunk:
                 return next(reversed(chunk))
         return None
+
+    @property
+    def last_number(self) -> int:
+        """Of the chunk that new keys come into; -1 before there was one."""
+        return self._last
+
+    def chunk(self, number: int) -> dict[str, bytes]:
+        """The chunk of this number; it may be gone, and is empty then."""
+        return self._chunks.get(number, _NO_CHUNK)
 
     def trim(self) -> None:
         """Drop chunks that were emptied, once nothing can be put back into them."""

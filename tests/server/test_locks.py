@@ -194,12 +194,12 @@ class LocksModel(RuleBasedStateMachine):
         request = self.wired.receive("lock", args, peer=peer, **envelope)
         key = holder, number
         known = self.held.get(name)
-        if self.refusing:
-            self.expected[request] = peer, "writes_refused"
-            self.waiting.pop(key, None)
-        elif known is not None and known.key == key:
+        if known is not None and known.key == key:
             self.expected[request] = peer, {"token": known.token}
             self.tie(key, peer)
+        elif self.refusing:
+            self.expected[request] = peer, "writes_refused"
+            self.waiting.pop(key, None)
         else:
             self.count += 1
             place = now - (age or 0), self.count
@@ -304,7 +304,10 @@ class LocksModel(RuleBasedStateMachine):
             if name in self.held and self.held[name].key == known.key:
                 self.held[name] = known
         for op, request, peer, key in asked:
-            if op != "keep":
+            holds = [known for known in self.held.values() if known.key == key]
+            if op == "lock" and holds:
+                self.expected[request] = peer, {"token": holds[0].token}
+            elif op != "keep":
                 self.expected[request] = peer, "writes_refused"
             if op == "lock":
                 self.waiting.pop(key, None)

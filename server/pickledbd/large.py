@@ -1,0 +1,124 @@
+"""Carrying out batches that are too large for a turn: all of one counts from one moment on.
+
+May live here: the steps of that, as a task. First its items are proved; then the journal gets
+them in parts, which do not count yet; and then, in one step, a record that has them count, and the
+store adopts them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from pickledbd import records
+from pickledbd.batches import Batch
+from pickledbd.disk import DiskError
+from pickledbd.journal import Journal
+from pickledbd.reaping import Reaper
+from pickledbd.retries import Retries, answer_to
+from pickledbd.saver import Gate, Saver
+from pickledbd.store import Store
+from pickledbd.tasks import Task
+from pickledbd_protocol import PickleDBError, Request, encode_error, encode_reply
+
+log = logging.getLogger(__name__)
+
+
+class Large:
+    """Carries out large batches."""
+
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        retries: Retries,
+        saver: Saver,
+        *,
+        reaper: Reaper,
+        gate: Gate,
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._retries = retries
+        self._saver = saver
+        self._reaper = reaper
+        self._gate = gate
+
+    def carry_out(
+        self, request: Request, batch: Batch, answer: Callable[[bytes], None]
+    ) -> Task[None]:
+        """Apply a batch; `answer` is called with the reply, be it of an error."""
+        adopted = False
+        try:
+            yield from batch.prepare()
+            yield from self._gate.enter()
+            try:
+                # A repeat of it may have come by another connection meanwhile
+                known = self._retries.answered(request)
+                if known is None:
+                    yield from self._commit(request, batch)
+                    known, adopted = b"{}", True
+                reply = encode_reply(request.id, known)
+            finally:
+                self._gate.leave()
+        except PickleDBError as error:
+            reply = encode_error(request.id, error)
+        except Exception:
+            log.exception("a %s of client %s failed", request.command.name, request.client)
+            reply = fault(request)
+        answer(reply)
+        if adopted:  # else it would be another's, and two must not fold the same
+            yield from self._store.fold()
+
+    def _commit(self, request: Request, batch: Batch) -> Task[None]:
+        answer = answer_to(request, b"{}")
+        clear = request.command.name == "replace"
+        failures = self._saver.failures
+        in_doubt = False
+        why = self._saver.refusing
+        if why:  # though it may be over by the time that what follows is done
+            raise self._saver.refusal(why)
+        try:
+            if self._journal.appends:
+                yield from self._write_parts(batch)
+            if not clear:  # what is due and set again comes last
+                yield from self._reaper.all_due()
+            if self._journal.appends:
+                last = records.effects({}, clear=clear, answer=answer, commit=batch.number)
+                if self._saver.failures == failures:
+                    self._demand(request)
+                    self._journal.write([last])
+        except DiskError as error:
+            self._saver.failed(error)
+            in_doubt = error.leaves_traces
+        if self._saver.failures > failures:
+            # Even if all is well again: the parts stand in a journal that does not count any more
+            why = self._saver.refusing or "the journal failed meanwhile"
+            raise self._saver.refusal(why, in_doubt=in_doubt)
+        if not self._journal.appends:
+            self._demand(request)
+        self._store.adopt(batch.table, clear=clear)
+        self._retries.remember(answer)
+
+    def _write_parts(self, batch: Batch) -> Task[None]:
+        """Have all but its last record in the journal, where they do not count yet."""
+        failures = self._saver.failures
+        for items, deadlines in batch.parts():
+            part = records.effects(items, batch=batch.number, expires=deadlines)
+            self._journal.write([part], sync_now=False)
+            yield None
+            if self._saver.failures > failures:
+                return
+        if self._journal.durable == "fsync":
+            yield from self._saver.sync()  # what is left for the loop is one record
+
+    def _demand(self, request: Request) -> None:
+        """LockLost if it names the token of a lock that is not held any more."""
+        if "token" in request.args:
+            self._store.locks.demand(request.args["token"])
+
+
+def fault(request: Request) -> bytes:
+    """The reply where something went wrong that should not."""
+    error = PickleDBError(f"{request.command.name} failed in the daemon; see its log")
+    return encode_error(request.id, error)
