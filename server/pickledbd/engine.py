@@ -356,7 +356,7 @@ class Engine:
             self._note(self._parking.overdue())
         elif self._store.locks.ready:  # since writes are not refused any more
             self._end_turn()
-        times = (self._parking.next_due, None if self._reaper.busy else self._store.next_due)
+        times = (self._parking.next_due, self._reaper.next_due)
         waits = [(at - shown) / 1000 for at in times if at is not None]
         return now + min(waits, default=LONG_SECONDS)
 

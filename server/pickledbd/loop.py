@@ -182,7 +182,7 @@ class Loop:
 
     def run(self) -> str:
         """Serve; return why it ended. The store may then hold unsaved changes."""
-        now = quiet_since = next_upkeep = time.monotonic()
+        now = started = quiet_since = next_upkeep = time.monotonic()
         self._stays_until = now + ARRIVAL_SECONDS
         awake_at = now_ms()
         self._count_connections()
@@ -208,6 +208,7 @@ class Loop:
             wait_ms = int((wake - now) * 1000) + 1 if wake > now else 0
             arrived = _readable(self._router)
             wait_ms = 0 if arrived else wait_ms
+            self._status.slice(time.monotonic() - started)
             ready = [descriptor for descriptor, _ in self._poller.poll(wait_ms)]
             awake_at, before = now_ms(), awake_at
             if awake_at - before > wait_ms + HALT_MS:
@@ -220,7 +221,6 @@ class Loop:
                 now = time.monotonic()
             if busy or self._connections:
                 quiet_since = now
-            self._status.slice(now - started)
         return self._signals.received.name
 
     def _run_tasks(self, now: float, *, busy: bool) -> None:

@@ -101,7 +101,6 @@ class Saver:
         self._saved_changes = 0
         self._saved_locks = 0
         self._viewed: int | None = None  # the changes that the snapshot being written holds
-        self._acknowledged = (0, 0)  # of those, and of the locks', what others were told of
         self._saving = False
         self._joined: list[Saved] = []  # who came while a snapshot is written, and are content
         self._waiting: list[Saved] = []  # for the next one
@@ -288,7 +287,6 @@ class Saver:
             # Between these two lines nothing can be appended: they are one moment.
             end, view = journal.end, self._store.view()
             self._viewed = self._store.changes
-            self._acknowledged = self._told_of()
             locks, locked = self._store.locks.told(), self._store.locks.changes
             answers = None if journal.appends else self._retries.awaited()
             self._gate.leave()
@@ -302,7 +300,7 @@ class Saver:
             if journal.appends and not journal.failed:
                 yield from self._publish(writing, digest, end)
             else:
-                yield from self._publish_anew(writing, digest, answers)
+                yield from self._publish_anew(writing, digest, answers, (self._viewed, locked))
             self._saved_changes, self._saved_locks = self._viewed, locked
         except Exception:
             yield from result(self._snapshots.do(writing.give_up))
@@ -367,15 +365,16 @@ class Saver:
             yield from result(self._snapshots.do(journal.drop, lambda n: n < number + clean))
 
     def _publish_anew(
-        self, writing: Writing, digest: str, answers: list[Answer] | None
+        self, writing: Writing, digest: str, answers: list[Answer] | None, held: tuple[int, int]
     ) -> Task[None]:
         """Begin a journal with this snapshot: the one there was has failed, or is not kept.
 
-        `answers`: of the writes that the snapshot holds, if there may be later ones, which a kill
-        loses: their repeats are then to be carried out.
+        `held`: the changes of the store and of the locks that the snapshot holds. `answers`: of the
+        writes that it holds, if there may be later ones, which a kill loses: their repeats are then
+        to be carried out.
         """
         journal = self._journal
-        if journal.failed and self._told_of() != self._acknowledged:
+        if journal.failed and (self._store.changes, self._store.locks.changes) != held:
             raise SaveFailed(
                 f"cannot save {self._file.path}: the journal failed meanwhile: {journal.failed}"
             )
@@ -390,16 +389,11 @@ class Saver:
                 journal.drop(lambda n: n == number)
             raise
         yield from result(self._snapshots.do(journal.drop, lambda n: n < number))
-        if journal.failed:  # until here a sync may still have met the file that failed
+        # Until here a sync may still have met the file that failed. If a lock has ended since, no
+        # journal tells that, and it is done once more
+        if journal.failed and self._store.locks.changes == held[1]:
             log.info("writes are accepted again")
             journal.failed = None
-
-    def _told_of(self) -> tuple[int, int]:
-        """Changes so far that a snapshot has to hold, if no journal tells of them.
-
-        Not what was reaped: if it was due only since, the next daemon finds so, too.
-        """
-        return self._store.changes - self._store.reaped, self._store.locks.changes
 
     def refresh(self) -> bool:
         """Have the store hold what another program wrote to the data file; whether it does.

@@ -110,8 +110,6 @@ class Store:
         self._garbage: list[Table | Wheel[str]] = []
         self._log: list[Change] = []
         self.changes = 0
-        self.reaped = 0
-        """Those of the changes that were nobody's: keys that were due and have been removed."""
 
     def __len__(self) -> int:
         """How many keys there are; while folding, of those that were adopted about those so far."""
@@ -393,7 +391,6 @@ class Store:
             if value is not None and is_due(value):
                 self._table.remove(key)
                 self.changes += 1
-                self.reaped += 1
                 self.counters.changed(key)
                 removed.append(key)
                 if self.feed.active:

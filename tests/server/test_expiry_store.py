@@ -7,6 +7,7 @@ tells comes to the same.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import orjson
@@ -22,6 +23,7 @@ from hypothesis.stateful import (
 from machines import run_machine
 from pickledbd import clock as clock_room
 from pickledbd import records, table, wheel
+from pickledbd import store as store_room
 from pickledbd.batches import LARGE
 from pickledbd.expiry import deadline_of, living, stamped, without
 from pickledbd.handlers import READERS
@@ -30,7 +32,7 @@ from pickledbd.recovery import Recovered, _apply
 from pickledbd.retries import Retries
 from pickledbd.snapshot import texts as texts_of
 from pickledbd.store import Store
-from pickledbd.table import Table
+from pickledbd.table import CHUNK, Table
 from pickledbd.wheel import FAR_MS, Wheel
 
 START = 1_700_000_000_000
@@ -66,6 +68,7 @@ def clock(monkeypatch):
 def _small(monkeypatch):
     """So that few keys are many: in a table, and in a bucket of the wheel."""
     monkeypatch.setattr(table, "CHUNK", 3)
+    monkeypatch.setattr(store_room, "LOOKED_AT_ONCE", 2)
     monkeypatch.setattr(wheel, "LARGE", 2)
     monkeypatch.setattr(wheel, "SHARDS", 4)
 
@@ -163,6 +166,12 @@ class Expiring(RuleBasedStateMachine):
     @rule()
     def look_at_the_last(self):
         assert self.store.last_key() == next(reversed(self.alive()), None)
+
+    @precondition(lambda self: self.folding is None)
+    @rule()
+    def look_for_the_last(self):
+        if self.store.find_last():
+            self.look_at_the_last()
 
     @rule()
     def begin_a_command(self):
@@ -460,6 +469,60 @@ def test_no_time_to_live_is_told_that_is_over(clock, wired):
         clock.jumps = {}
         assert told == {} or 0 < told["ttl_ms"] <= 10
         clock.now += 100
+
+
+class Looks(bytes):
+    """A stored value that is counted when somebody looks whether it is due."""
+
+    count = 0
+
+    def __getitem__(self, at):
+        Looks.count += at == 0
+        return super().__getitem__(at)
+
+
+def test_what_is_due_at_the_end_is_looked_at_once_to_find_the_last_key(clock):
+    many = 10 * store_room.LOOKED_AT_ONCE
+    due = dict.fromkeys((f"k{n}" for n in range(many)), Looks(stamped(b"1", clock.now + 1)))
+    table = Table()
+    table.extend(["first", "second"], [b"1", b"2"])
+    table.extend(list(due), list(due.values()))
+    store = Store(table, expiring=due)
+    assert store.find_last()
+    clock.now += 1
+    Looks.count = 0
+    steps = 1
+    while not store.find_last():
+        assert Looks.count <= steps * (store_room.LOOKED_AT_ONCE + CHUNK)
+        steps += 1
+    assert store.last_key() == "second"
+    assert steps > 5
+    for new in ("a", "b", "c"):  # what is done since does not have it begin anew
+        store.set(new, b"1")
+        assert store.find_last()
+        assert store.last_key() == new
+        store.remove(new)
+        assert store.find_last()
+        assert store.last_key() == "second"
+    assert Looks.count < many + 20 * CHUNK
+    assert len(store) == 2
+
+
+def test_popitem_waits_for_no_key_that_is_due_to_be_removed(clock, wired):
+    """Nor does what comes behind it by the same connection."""
+    wired.ask("set", key="stays", value=1)
+    for start in range(0, 20_000, 1000):
+        keys = {f"k{n}": 1 for n in range(start, start + 1000)}
+        wired.ask("set_many", items=keys, ttl_ms=60_000)
+    clock.now += 60_001
+    asked = [wired.receive("popitem"), wired.receive("incr", {"key": "n"})]
+    replies = {}
+    for _ in range(20_000 // store_room.LOOKED_AT_ONCE + 2):
+        for _, reply in wired.engine.finish_turn():
+            replies |= {json.loads(reply)["id"]: json.loads(reply)["result"]}
+        wired.engine.tick(0.0)  # no task runs meanwhile, so nothing is reaped
+    assert replies == dict(zip(asked, [{"key": "stays", "value": 1}, {"value": 1}], strict=True))
+    assert len(wired.engine._store._table) > 20_000
 
 
 @pytest.mark.usefixtures("_small")
