@@ -1,11 +1,12 @@
 """`batch()`: calls that are collected, to happen as one, all or nothing.
 
 Each value is encoded when it is given, so that a wrong one is refused there, and what becomes of it
-later does not matter.
+later does not matter. Threads may share one batch: what each of them gives it stays in its order.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +28,8 @@ class Steps:
         self._pieces: list[bytes] = []
         self._keys: set[str] = set()
         self._settings = 0
-        self._ended = False
+        self._begun = self._ended = False
+        self._turn = threading.RLock()  # also a signal's handler may add something
 
     def set(self, key: Any, value: Any, *, ttl: float | None = None) -> None:
         """As PickleDB.set."""
@@ -90,18 +92,20 @@ class Steps:
         self.remove(key)
 
     def _add(self, call: Call[Any]) -> None:
-        self._refuse_if_ended()
-        self._close_pieces(whole=True)
-        self._calls.append(call)
-        self._covers.append(1)
+        with self._turn:
+            self._refuse_if_ended()
+            self._close_pieces(whole=True)
+            self._calls.append(call)
+            self._covers.append(1)
 
     def _put(self, keys: frozenset[str], pieces: list[bytes]) -> None:
-        self._refuse_if_ended()
-        if not self._keys.isdisjoint(keys):  # or the daemon would not look at what was set before
-            self._close_pieces(whole=True)
-        self._keys |= keys
-        self._pieces += pieces
-        self._settings += 1
+        with self._turn:
+            self._refuse_if_ended()
+            if not self._keys.isdisjoint(keys):  # or the daemon would not look at what was before
+                self._close_pieces(whole=True)
+            self._keys |= keys
+            self._pieces += pieces
+            self._settings += 1
 
     def _close_pieces(self, *, whole: bool) -> None:
         """Make one call of what was set by calls one after the other."""
@@ -114,10 +118,20 @@ class Steps:
         if self._ended:
             raise ValueError("this batch has ended; begin another with batch()")
 
+    def _begin(self) -> Self:
+        self._refuse_if_ended()
+        if self._begun:
+            raise ValueError("this batch has begun already; what is to be in it can be added to it")
+        self._begun = True
+        return self
+
     def _end(self, exc_type: type[BaseException] | None) -> Call[list[Any]] | None:
         """What is to be asked, if anything is."""
-        self._close_pieces(whole=bool(self._calls) or self._token is not None)
-        self._ended = True
+        with self._turn:
+            if self._ended:
+                return None
+            self._close_pieces(whole=bool(self._calls) or self._token is not None)
+            self._ended = True
         if not self._calls or exc_type is not None:
             return None
         return calls.batch(self._calls, token=self._token)
@@ -137,8 +151,7 @@ class Batch(Steps):
         self._request = request
 
     def __enter__(self) -> Self:
-        self._refuse_if_ended()
-        return self
+        return self._begin()
 
     def __exit__(
         self,
@@ -161,8 +174,7 @@ class AsyncBatch(Steps):
         self._request = request
 
     async def __aenter__(self) -> Self:
-        self._refuse_if_ended()
-        return self
+        return self._begin()
 
     async def __aexit__(
         self,

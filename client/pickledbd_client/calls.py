@@ -6,16 +6,18 @@ method's value. Whoever has a socket, blocking or not, carries it there and back
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_
 from itertools import islice
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import orjson
 
 from pickledbd_protocol import (
+    GLOB_MAX,
     TTL_MS_MAX,
     InvalidValue,
     Reply,
@@ -220,11 +222,14 @@ def incr(key: str, by: float, default: float, *, token: int | None = None) -> Ca
 
 
 def _number(key: str, number: Any) -> bytes:
-    if type(number) not in (int, float):
-        raise InvalidValue(
-            f"cannot increment key {shown(key)} by a {type(number).__name__}: it takes int or float"
-        )
-    return encode_value(key, number)
+    kind = f"a {type(number).__name__}"
+    if type(number) in (int, float):
+        kind = "NaN or an infinity" if type(number) is float else "an integer over 64 bits"
+        with contextlib.suppress(InvalidValue):
+            return encode_value(key, number)
+    raise InvalidValue(
+        f"cannot increment key {shown(key)} by {kind}: it takes an int of 64 bits or a finite float"
+    )
 
 
 def get_versioned(key: str) -> Call[tuple[Any, Version]]:
@@ -258,9 +263,10 @@ def if_version(key: str, version: Version) -> Call[bool]:
 
 
 def _version(version: Any) -> bytes:
-    if type(version) is not str and (type(version) is not int or version):
-        raise InvalidValue(f"a version is what get_versioned told, not {version!r}")
-    return orjson.dumps(version)
+    if type(version) is str or (type(version) is int and not version):
+        with contextlib.suppress(TypeError):  # it holds a lone surrogate
+            return orjson.dumps(version)
+    raise InvalidValue(f"a version is what get_versioned told, not {version!r}")
 
 
 def ttl(key: str) -> Call[float | None]:
@@ -272,7 +278,8 @@ def ttl(key: str) -> Call[float | None]:
 
 
 def expire(key: str, seconds: float, *, token: int | None = None) -> Call[bool]:
-    more = _more(seconds, token, f"key {shown(key)} cannot expire")
+    about = f"key {shown(key)} cannot expire"
+    more = b',"ttl_ms":%d%b' % (ttl_ms(seconds, about), _more(token=token))
     return Call("expire", _key_args(key, more), lambda reply: reply.result["expires"])
 
 
@@ -351,17 +358,28 @@ def len_() -> Call[int]:
     return Call("len", b"{}", lambda reply: reply.result["len"])
 
 
-class Some(NamedTuple):
+@dataclass(frozen=True)
+class Some:
     """Which keys: those that begin with `prefix` and match `glob`, as far as these are given."""
 
-    prefix: str = ""
-    glob: str | None = None
+    prefix: Any = ""
+    glob: Any = None
+
+    def __post_init__(self) -> None:
+        """Have them as text, as keys are. InvalidValue if the glob is too long."""
+        object.__setattr__(self, "prefix", "" if self.prefix is None else str(self.prefix))
+        if self.glob is not None:
+            object.__setattr__(self, "glob", str(self.glob))
+            if len(self.glob) > GLOB_MAX:
+                raise InvalidValue(
+                    f"a glob has at most {GLOB_MAX:,} characters, not {len(self.glob):,}"
+                )
 
     def args(self, **more: Any) -> bytes:
         """As arguments of a command."""
-        told: dict[str, Any] = {"prefix": str(self.prefix)} if self.prefix else {}
+        told: dict[str, Any] = {"prefix": self.prefix} if self.prefix else {}
         if self.glob is not None:
-            told["glob"] = str(self.glob)
+            told["glob"] = self.glob
         try:
             return orjson.dumps(told | more)
         except TypeError:

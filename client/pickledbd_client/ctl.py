@@ -26,7 +26,8 @@ Without -f and -e, $PICKLEDBD_URL is used (a path or an endpoint), else the syst
 values:
   VALUE is JSON: 5, true, null, '"text"', '[1, 2]', '{{"name": "Ann"}}'. What is not JSON is stored
   as the string typed. "-" reads the value from standard input. `get` prints JSON; with --raw, a
-  string or bytes as they are.
+  string or bytes as they are. A key or number that begins with "-" is put behind "--":
+  pickledbctl incr -- n -1e3
 
 exit status:
   0 done   1 the key is not there, or not of that version, or the lock not free in time
@@ -71,7 +72,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-Command = Callable[[str, Any, str], argparse.ArgumentParser]
+class _CommandParser(argparse.ArgumentParser):
+    """Of one command. For `lock`, all that stands behind the first -- is the command to be run."""
+
+    runs_another = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if not self.runs_another:
+            return super().parse_known_args(args, namespace)
+        words = list(args)
+        end = words.index("--") if "--" in words else len(words)
+        options, rest = super().parse_known_args(words[:end], namespace)
+        options.argv = words[end + 1 :]
+        if rest or not options.argv:
+            self.error("the COMMAND to be run stands behind --")
+        return options, []
+
+
+Command = Callable[[str, Any, str], _CommandParser]
 """Adds a command, by its name, what it does, and what is said about it."""
 
 
@@ -105,10 +123,10 @@ def _parser() -> argparse.ArgumentParser:
         help="how long to wait for an answer (default: 30)",
     )
     parser.add_argument("--version", action="version", version=f"pickledbctl {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_CommandParser)
 
-    def command(name: str, run: Any, about: str) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    def command(name: str, run: Any, about: str) -> _CommandParser:
+        sub: _CommandParser = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run)
         return sub
 
@@ -181,6 +199,8 @@ def _add_others(command: Command) -> None:
         ctl_commands.lock,
         "run a command while holding a lock, whose token is in its environment (PICKLEDBD_TOKEN)",
     )
+    sub.runs_another = True
+    sub.usage = "%(prog)s [-h] [--ttl SECONDS] [--timeout SECONDS] NAME -- COMMAND ..."
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--ttl", metavar="SECONDS", type=_seconds, default=30.0, help="(default: 30)")
     sub.add_argument(
@@ -190,7 +210,6 @@ def _add_others(command: Command) -> None:
         type=_wait,
         help="wait no longer than that; 0: not at all",
     )
-    sub.add_argument("argv", metavar="COMMAND", nargs="+", help="put -- before it")
     sub = command("watch", ctl_commands.watch, "print each change, as an object a line; to Ctrl+C")
     sub.add_argument("prefix", metavar="PREFIX", nargs="?", default="")
     sub.add_argument("--since", metavar="SEQ", type=int, help="begin after this `seq`")

@@ -19,6 +19,7 @@ import orjson
 from pickledbd_client.database import PickleDB
 from pickledbd_client.watching import Resync
 from pickledbd_protocol import (
+    InvalidValue,
     RequestTimeout,
     check_integers,
     encode_value,
@@ -220,17 +221,25 @@ def _not_there(db: PickleDB, options: argparse.Namespace) -> int:
 
 
 def _value(options: argparse.Namespace) -> Any:
-    return _typed(sys.stdin.read() if options.value == "-" else options.value)
-
-
-def _typed(text: str) -> Any:
-    """The value that was typed: JSON (bytes as `$binary`), or else the text itself."""
-    encoded = text.encode(errors="surrogatepass")
+    """The value that was typed, or piped: JSON (bytes as `$binary`), or else the text itself."""
+    key = options.key
+    if options.value == "-":
+        encoded = sys.stdin.buffer.read()
+    else:
+        encoded = options.value.encode(errors="surrogatepass")
     try:
         value = orjson.loads(encoded)
+        check_integers(encoded)
     except orjson.JSONDecodeError:
-        return text
-    check_integers(encoded)
+        try:
+            return encoded.decode(errors="strict" if options.value == "-" else "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise InvalidValue(
+                f"cannot store key {shown(key)}: standard input is not UTF-8: {error.reason} at "
+                f"byte {error.start:,}"
+            ) from None
+    except InvalidValue as error:
+        raise InvalidValue(f"cannot store key {shown(key)}: {error}") from None
     return restore(value)
 
 

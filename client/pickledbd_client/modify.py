@@ -13,7 +13,7 @@ from typing import Any
 
 from pickledbd_client import calls
 from pickledbd_client.calls import Call
-from pickledbd_protocol import Conflict, shown
+from pickledbd_protocol import Conflict, InvalidValue, shown
 
 PAUSE_SECONDS = 0.001
 PAUSE_SECONDS_MAX = 0.1
@@ -27,8 +27,11 @@ def modify(
     key: str, fn: Callable[[Any], Any], default: Any, tries: int, token: int | None
 ) -> Steps:
     """Returns what `fn` made of the value. Conflict after so many `tries`, one at least."""
-    if tries < 1:
-        raise ValueError(f"modify needs one try at least, not {tries!r}")
+    if type(tries) is not int or tries < 1:
+        raise InvalidValue(
+            f"modify of key {shown(key)}: tries is how often at most, an int of at least 1, "
+            f"not {tries!r}"
+        )
     longest = PAUSE_SECONDS
     for attempt in range(tries):
         if attempt:

@@ -36,8 +36,8 @@ class Change(NamedTuple):
 class Resync:
     """The changes since the last are not known any more: go on from this instead.
 
-    Because the watcher was too far behind, because very much was changed at once, or because the
-    daemon was started again.
+    Because the watcher was too far behind, because nobody asked for changes for a minute, because
+    very much was changed at once, or because the daemon was started again.
     """
 
     items: dict[str, Any]
@@ -49,6 +49,16 @@ class Resync:
     """
 
 
+class _Seen(NamedTuple):
+    """What a watcher knows."""
+
+    found: deque[Change | Resync]
+    upto: int | None
+    """The sequence of the newest change that it was told; None if it is still to begin."""
+    lost: bool = False
+    """Whether changes were missed since."""
+
+
 class Watching:
     """A watch without I/O: `ask` what `call` tells until there is something `found`."""
 
@@ -56,16 +66,19 @@ class Watching:
         if since is not None and (type(since) is not int or not 0 <= since < 2**53):
             raise InvalidValue(f"watch: since is the .seq of a change, not {since!r}")
         self.watcher = uuid.uuid4().hex  # of what is asked now
-        self.found: deque[Change | Resync] = deque()
         self.closed = False
-        self._prefix = str(prefix)
-        self._since = since
-        self._lost = False
+        self._some = Some(prefix)
+        self._seen = _Seen(deque(), since)
+
+    @property
+    def found(self) -> deque[Change | Resync]:
+        """What was told and is still to be given to the user."""
+        return self._seen.found
 
     def call(self) -> Call[Any]:
-        if self._lost:
-            return calls.snapshot(Some(self._prefix))
-        return calls.watch(self._prefix, self._since, self.watcher)
+        if self._seen.lost:
+            return calls.snapshot(self._some)
+        return calls.watch(self._some.prefix, self._seen.upto, self.watcher)
 
     def left(self) -> Call[bool]:
         """What ends the waiting for what was asked; what is asked next is another's."""
@@ -73,15 +86,17 @@ class Watching:
         return calls.unwatch(watcher)
 
     def take(self, answer: Any) -> None:
-        if self._lost:
-            items, self._since = answer
-            self._lost = False
-            self.found.append(Resync(items, answer[1]))
+        """Know what was told: all of it or, where a signal's handler raises meanwhile, nothing."""
+        if self._seen.lost:
+            items, seq = answer
+            self._seen = _Seen(deque([Resync(items, seq)]), seq)
             return
-        self._lost = answer.get("resync", False)
-        self._since = answer.get("seq", self._since)
-        for seq, key, *value in answer.get("changes", ()):
-            self.found.append(Change(key, value[0] if value else None, not value, seq))
+        changes = (
+            Change(key, value[0] if value else None, not value, seq)
+            for seq, key, *value in answer.get("changes", ())
+        )
+        upto = answer.get("seq", self._seen.upto)
+        self._seen = _Seen(deque(changes), upto, lost=answer.get("resync", False))
 
 
 class Watch:

@@ -13,7 +13,7 @@ from pickledbd_protocol.codec import (
     gather,
     join_parts,
 )
-from pickledbd_protocol.commands import COMMANDS, TTL_MS_MAX, Command
+from pickledbd_protocol.commands import COMMANDS, GLOB_MAX, TTL_MS_MAX, Command
 from pickledbd_protocol.errors import (
     Conflict,
     InvalidKey,
@@ -53,6 +53,7 @@ __all__ = [
     "BEING_STARTED",
     "COMMANDS",
     "GATHERED_MAX",
+    "GLOB_MAX",
     "INT_MAX",
     "INT_MIN",
     "LOCK_SUFFIX",

@@ -93,11 +93,12 @@ def test_incr_adds_as_python_does(either):
 
 def test_what_is_no_number_or_would_be_too_large_is_refused_and_changes_nothing(either, db):
     for before, by in TOO_LARGE:
+        limit = "beyond the floats" if type(by) is float else "over 64 bits"
         db.update({"first": 1, "n": before, "last": 2})
         db.expire("n", 1000)
-        with nothing_changes(db), pytest.raises(InvalidValue, match=r"'n'.*64 bits"):
+        with nothing_changes(db), pytest.raises(InvalidValue, match=f"'n'.*{limit}"):
             either.incr("n", by)
-        with nothing_changes(db), pytest.raises(InvalidValue, match=r"'new'.*64 bits"):
+        with nothing_changes(db), pytest.raises(InvalidValue, match=f"'new'.*{limit}"):
             either.incr("new", by, default=before)
     for value, kind in NO_NUMBERS:
         db.set("n", value, ttl=1000)
@@ -396,6 +397,21 @@ def test_the_default_of_modify_is_as_new_each_time(either, db):
     assert either.modify("c", interfered, default) == {"seen": [0]}
     assert tries == [[], [5], []]
     assert db["c"] == {"seen": [0]}
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "3", None, 1.5, True])
+def test_how_many_tries_is_a_number_of_them(either, db, wrong):
+    with nothing_changes(db), pytest.raises(InvalidValue, match=r"'a'.*tries"):
+        either.modify("a", list, tries=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["\ud800", 1, None, b"1", True])
+def test_a_version_is_what_was_told(either, db, wrong):
+    with nothing_changes(db):
+        with pytest.raises(InvalidValue, match="version"):
+            either.cas("a", wrong, 1)
+        with pytest.raises(InvalidValue, match="version"), either.block() as batch:
+            batch.if_version("a", wrong)
 
 
 def test_it_tells_after_how_many_tries_it_gave_up(either, db):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,6 +37,55 @@ def test_what_it_collects_happens_in_its_order_at_the_end(db, block):
     assert batch.results == [True, True, True, False, True, 2, True, True, True]
     expected = {"older": "new", "a": b"2", "c": 2, "d": 4, "e": 5, "1": None}
     assert list(db.items()) == list(expected.items())
+
+
+@both
+def test_one_that_has_begun_does_not_begin_again(db, block):
+    with block(db) as batch:
+        batch.set("a", 1)
+        with pytest.raises(ValueError, match="has begun already"):
+            batch._begin()  # as by a further `with batch:`
+        batch.incr("n")
+    with pytest.raises(ValueError, match="has ended"):
+        batch._begin()
+    assert batch._end(None) is None, "whoever leaves it once more does nothing"
+    assert db.db == {"a": 1, "n": 1}
+
+
+def test_a_block_within_the_same_block_is_refused_and_nothing_happens(db):
+    batch = db.batch()
+    with pytest.raises(ValueError, match="has begun already"), batch:  # noqa: PT012
+        batch.incr("orders")
+        with batch:
+            batch.incr("sold")
+    assert db.db == {}
+
+
+@both
+def test_threads_that_share_one_lose_nothing(db, block):
+    names = [f"t{n}" for n in range(4)]
+    every = 3000
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def add(batch, name):
+        for number in range(every):
+            batch.set(f"{name}:{number}", number)
+            if number % 100 == 0:
+                batch.incr(name)
+
+    try:
+        with block(db) as batch:
+            threads = [threading.Thread(target=add, args=(batch, name)) for name in names]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    expected = {f"{name}:{number}": number for name in names for number in range(every)}
+    assert db.db == expected | dict.fromkeys(names, every // 100)
+    assert len(batch.results) == len(names) * (every + every // 100)
 
 
 @both

@@ -17,7 +17,7 @@ from support import PATIENCE
 def ctl(*args, stdin="", env=None, text=True):
     ended = subprocess.run(
         [sys.executable, "-m", "pickledbd_client.ctl", *map(str, args)],
-        input=stdin if text else stdin.encode(),
+        input=stdin if text or isinstance(stdin, bytes) else stdin.encode(),
         capture_output=True,
         text=text,
         timeout=PATIENCE,
@@ -116,6 +116,7 @@ def test_errors_are_one_line_and_status_3(tmp_path, on):
     status, out, err = on("set", "k", str(2**64))
     assert (status, out, len(err.splitlines())) == (3, "", 1)
     assert "over 64 bits" in err
+    assert "'k'" in err
     status, out, err = on("set", b"\xff".decode(errors="surrogateescape"), "1")
     assert (status, out, len(err.splitlines())) == (3, "", 1)
 
@@ -233,3 +234,19 @@ def test_at_a_terminal_purge_asks_first(daemon, db, answer, left):
     assert process.returncode == 0
     assert f"Remove all 1 keys of {daemon.location}?".encode() in err
     assert db.all() == left
+
+
+def test_what_is_piped_and_is_no_text_is_refused_whatever_the_locale(on, db):
+    for locale in ("utf-8:strict", "utf-8:surrogateescape", "ascii"):
+        status, out, err = on(
+            "set", "k", "-", stdin=b"ab\xff", text=False, env={"PYTHONIOENCODING": locale}
+        )
+        assert (status, out) == (3, b"")
+        assert b"'k'" in err
+        assert b"byte 2" in err
+        assert b"Traceback" not in err
+        text = "\u00e9".encode()
+        given = on("set", "l", "-", stdin=text, text=False, env={"PYTHONIOENCODING": locale})
+        assert given == (0, b"", b"")
+        assert db.pop("l") == "\u00e9"
+    assert "k" not in db

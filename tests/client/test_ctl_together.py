@@ -63,6 +63,7 @@ def test_numbers_are_added_to(on, db):
     assert on("incr", "n", "-3") == (0, "-2\n", "")
     assert on("incr", "m", "0.5", "--default", "2") == (0, "2.5\n", "")
     assert on("incr", "n", "one")[0] == 2
+    assert on("incr", "--", "-n", "-1e3") == (0, "-1000.0\n", "")
     db.set("s", "text")
     status, out, err = on("incr", "s")
     assert (status, out) == (3, "")
@@ -133,6 +134,21 @@ def test_a_command_runs_while_a_lock_is_held(on, begin, db):
         assert status == 3
         assert "not held any more" in err
     assert db.get("k") == 2
+
+
+@pytest.mark.parametrize("options", [[], ["--timeout", "5"], ["--ttl", "9", "--timeout", "5"]])
+def test_the_command_is_run_as_it_stands_behind_the_first_dashes(on, options):
+    """Whatever it makes of further ones: to git they tell files from branches."""
+    argv = ["printf", "[%s]", "a", "--", "-b", "--", "c"]
+    assert on("lock", "L", *options, "--", *argv) == (0, "[a][--][-b][--][c]", "")
+    assert on("lock", *options, "L", "--", *argv) == (0, "[a][--][-b][--][c]", "")
+
+
+@pytest.mark.parametrize("argv", [["L"], ["L", "--"], ["L", "echo", "ran"], ["--", "echo"]])
+def test_a_lock_without_a_command_behind_dashes_is_wrong_usage(on, argv):
+    status, out, err = on("lock", *argv)
+    assert (status, out) == (2, "")
+    assert "COMMAND" in err or "NAME" in err
 
 
 def test_a_command_that_cannot_be_run_leaves_no_lock(on, db):

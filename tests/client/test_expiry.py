@@ -159,6 +159,13 @@ WRONG = [
 ]
 
 
+def test_a_key_does_not_expire_in_no_time_at_all(any_db):
+    any_db.set("k", 1)
+    with pytest.raises(InvalidValue, match=r"'k'.*time to live"):
+        any_db.expire("k", None)
+    assert any_db.ttl("k") is None
+
+
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
 def test_a_time_to_live_that_is_none_is_refused_and_changes_nothing(any_db, wrong):
     db = any_db

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from either import KINDS, Waited
 from pickledbd import clock
-from pickledbd_client import InvalidKey, PickleDBError, ProtocolError
+from pickledbd_client import InvalidKey, InvalidValue, PickleDBError, ProtocolError, calls
 from support import PATIENCE, wait_until
 
 texts = st.text("ab:*\u00e9\U0001f600", max_size=4)
@@ -102,11 +102,13 @@ def test_a_prefix_to_watch_that_cannot_be_one_is_refused_too(db):
         next(changes)
 
 
-def test_a_glob_that_is_too_long_is_refused_and_the_longest_is_not(either):
+def test_a_glob_that_is_too_long_is_refused_and_the_longest_is_not(either, db):
     either.set("a" * 999, 1)
     assert either.all(glob="a" * 998 + "?*") == ["a" * 999]
-    with pytest.raises(ProtocolError, match="at most 1000 characters"):
+    with pytest.raises(InvalidValue, match="at most 1,000 characters"):
         either.all(glob="a" * 1001)
+    with pytest.raises(ProtocolError, match="at most 1000 characters"):  # what another may send
+        db._link.request(calls.Call("all", b'{"glob":"%b"}' % (b"a" * 1001), lambda reply: reply))
     assert either.all(glob="?" * 1000) == []
 
 
