@@ -247,7 +247,7 @@ class PickleDB(Handle, MutableMapping[str, Any]):
     def incr(self, key: Any, by: float = 1, default: float = 0, *, token: int | None = None) -> Any:
         """Add `by` to the number at `key`, or to `default` if there is none; the sum. Atomic.
 
-        When the key expires stays as it is. InvalidValue if the value is no number, or an
+        The time at which the key expires is kept. InvalidValue if the value is no number, or an
         integer would be over 64 bits.
         """
         return self._link.request(calls.incr(str(key), by, default, token=token))
