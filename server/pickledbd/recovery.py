@@ -71,8 +71,8 @@ class Recovered:
     table: Table
     retries: Retries
     locks: Locks
-    expiring: dict[str, None] = field(default_factory=dict)
-    """Keys whose values have a deadline, and perhaps some that had."""
+    expiring: dict[str, int] = field(default_factory=dict)
+    """The deadlines of keys whose values have one, and perhaps of some that had one."""
     saved_locks: int = 0
     """Changes of the locks that the annex holds."""
     replayed: int = 0
@@ -115,7 +115,7 @@ def recover(
         table,
         Retries(),
         Locks(),
-        expiring=dict.fromkeys(file.annex.expires),
+        expiring=file.take_deadlines(),
         steps={"reading the data file": loaded - started},
     )
     found.locks.restore(file.annex.locks)
@@ -391,5 +391,6 @@ def _expire(key: str, deadline: int | None, found: Recovered) -> None:
     value = found.table.get(key)
     if value is not None:
         found.table.set(key, stamped(text_of(value), deadline))
-        found.expiring[key] = None
+        if deadline is not None:
+            found.expiring[key] = deadline
         found.replayed += 1

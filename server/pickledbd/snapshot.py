@@ -75,7 +75,7 @@ class DataFile:
         self.digest = _new_hash().hexdigest()
         """Of the file's bytes as they were loaded; a missing file has none."""
         self.annex = annex.Annex()
-        """What the annex of the file told when it was loaded."""
+        """What the annex of the file told when it was loaded; see `take_deadlines`."""
         self._known: Identity | None = None  # the file as this daemon last read or wrote it
 
     def load(self, progress: Callable[[int], None] = lambda _done: None) -> Table:
@@ -132,6 +132,11 @@ class DataFile:
             ) from None
         except OSError as error:
             raise Unreadable(f"cannot read {error.filename}: {error.strerror}") from error
+
+    def take_deadlines(self) -> dict[str, int]:
+        """What the annex told of when keys expire; it is not kept, since their values tell it."""
+        expires, self.annex.expires = self.annex.expires, {}
+        return expires
 
     @property
     def size(self) -> int:

@@ -97,6 +97,28 @@ def test_a_save_leaves_the_deadlines_beside_the_file_and_a_start_finds_them(wire
     assert state(wire()) == before
 
 
+def test_what_it_tells_is_not_kept_beside_the_values_that_it_was_put_into(wired, wire):
+    for n in range(100):
+        wired.ask("set", key=f"k{n}", value=n, ttl_ms=HOUR)
+    wired.ask("save")
+    before = state(wired)
+    names = (wired.path, own_annex(wired.path))
+    saved = [(name, name.read_bytes()) for name in names]
+    again = wire()
+    file = again.engine._saver._file
+    assert state(again) == before
+    assert file.annex.expires == {}
+    # nor where another program puts an old file back, with its annex
+    again.ask("persist", key="k0")
+    again.ask("save")
+    for name, content in saved:
+        name.write_bytes(content)
+    again.engine.refresh()
+    assert state(again) == before
+    assert len(again.engine._store._wheel._far.times) > 0
+    assert file.annex.expires == {}
+
+
 @pytest.mark.parametrize("durability", ["save", "journal", "fsync"])
 def test_there_is_none_where_it_would_tell_nothing(wire, durability):
     wired = wire("--durability", durability)
