@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pickledbd import annex, clock, records
+from pickledbd import annex, clock, records, saver, snapshot
 from pickledbd.expiry import living
 from pickledbd.journal import journal_path
 from pickledbd.recovery import recover
@@ -117,6 +117,25 @@ def test_what_it_tells_is_not_kept_beside_the_values_that_it_was_put_into(wired,
     assert state(again) == before
     assert len(again.engine._store._wheel._far.times) > 0
     assert file.annex.expires == {}
+
+
+def test_a_start_tells_that_it_gets_on_with_each_thing_that_it_does_with_deadlines(
+    wired, wire, monkeypatch
+):
+    monkeypatch.setattr(snapshot, "PROGRESS_KEYS", 50)
+    monkeypatch.setattr(saver, "PART_BYTES", 200)
+    many = {f"k{n}": n for n in range(1000)}
+    wired.ask("set_many", items=many, ttl_ms=HOUR)
+    wired.ask("save")
+    own = own_annex(wired.path)
+    size = wired.path.stat().st_size
+    told = wire().progress
+    read = [done for name, done in told if name == own.name]
+    assert len(read) == len(own.read_bytes().splitlines()) > 1
+    assert read[-1] == own.stat().st_size
+    # Then they are put into the values, and the store learns of them
+    steps = [("my.db", size * n // len(many)) for n in range(50, len(many) + 1, 50)]
+    assert told[-2 * len(steps) :] == 2 * steps
 
 
 @pytest.mark.parametrize("durability", ["save", "journal", "fsync"])
