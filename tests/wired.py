@@ -25,6 +25,7 @@ class Wired:
         self.client = uuid.uuid4().hex
         self.ids = itertools.count(1)
         self.replies = []
+        self.progress = []  # what the start told of it
         self.stack = contextlib.ExitStack()
         self.owner = Ownership(path)
         self.stack.callback(self.owner.release)
@@ -36,7 +37,7 @@ class Wired:
             status=Status(location=str(path), request_bytes=2**20),
             signals=SimpleNamespace(wake=lambda: None),
             counters=Counters(),
-            progress=lambda _what, _done: None,
+            progress=lambda *told: self.progress.append(told),
         )
 
     def close(self):

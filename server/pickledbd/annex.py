@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,15 @@ def find(data: Path) -> list[Path]:
     return sorted(path for path in data.parent.iterdir() if pattern.fullmatch(path.name))
 
 
-def read(data: Path, digest: str) -> Annex:
-    """What the annex of the data file of this digest tells. DamagedError, OSError."""
+def read(data: Path, digest: str, progress: Callable[[str, int], None]) -> Annex:
+    """What the annex of the data file of this digest tells. DamagedError, OSError.
+
+    `progress` is called with the name of an annex and the bytes of it read so far.
+    """
     found = Annex()
     own = _path(data, digest)
     for path in find(data):
-        expires, last = _read(path)
+        expires, last = _read(path, progress)
         fence, clock = last["fence"], last["clock"]
         if path == own and last["base"] == digest:
             found.expires = expires
@@ -73,7 +76,9 @@ def read(data: Path, digest: str) -> Annex:
     return found
 
 
-def _read(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
+def _read(
+    path: Path, progress: Callable[[str, int], None]
+) -> tuple[dict[str, int], dict[str, Any]]:
     expires: dict[str, int] = {}
     place = 0
     last: dict[str, Any] = {}
@@ -87,6 +92,7 @@ def _read(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
             else:
                 expires.update(record["expires"])
             place += len(line)
+            progress(path.name, place)
     if not last:
         raise DamagedError(f"{path} is damaged: its end is missing")
     if last["annex"] != FORMAT:

@@ -26,7 +26,7 @@ from pickledbd.notify import EXTEND_USEC, notify
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.recovery import recover
 from pickledbd.saver import Gate, Saver
-from pickledbd.snapshot import DataFile, Unreadable
+from pickledbd.snapshot import DataFile, Progress, Unreadable, with_progress
 from pickledbd.status import Status
 from pickledbd.store import Store
 from pickledbd.tasks import Tasks
@@ -254,7 +254,7 @@ def _recover(
     status: Status,
     signals: Signals,
     counters: Counters,
-    progress: Callable[[str, int], None],
+    progress: Progress,
 ) -> tuple[Engine, Tasks]:
     """An engine with what the data file and its journals hold."""
     file.sweep()
@@ -270,7 +270,8 @@ def _recover(
         longest,
         found.steps[longest],
     )
-    store = Store(found.table, counters, found.locks, expiring=found.expiring)
+    expiring = with_progress(found.expiring, file.size, lambda done: progress(file.path.name, done))
+    store = Store(found.table, counters, found.locks, expiring=expiring)
     journal = Journal(
         file.path, durable=options.durability, known=found.known, highest=found.highest
     )

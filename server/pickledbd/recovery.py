@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,11 @@ from pickledbd.journal import find_journals, journal_path
 from pickledbd.locks import Locks
 from pickledbd.records import Answer
 from pickledbd.retries import Retries
-from pickledbd.snapshot import PROGRESS_BYTES, DataFile, Unreadable
+from pickledbd.snapshot import PROGRESS_BYTES, DataFile, Progress, Unreadable, no_progress
 from pickledbd.table import Table
 
 SECTOR = 512
 """What the disk never wrote is NUL up to the end of a sector, or of the file."""
-
-Progress = Callable[[str, int], None]
-"""Called with the name of a file and how many bytes of it have been read."""
-
-
-def _no_progress(_what: str, _done: int) -> None:
-    pass
-
 
 _NULS = re.compile(rb"\0+")
 
@@ -71,8 +63,8 @@ class Recovered:
     table: Table
     retries: Retries
     locks: Locks
-    expiring: dict[str, None] = field(default_factory=dict)
-    """Keys whose values have a deadline, and perhaps some that had."""
+    expiring: dict[str, int] = field(default_factory=dict)
+    """The deadlines of keys whose values have one, and perhaps of some that had one."""
     saved_locks: int = 0
     """Changes of the locks that the annex holds."""
     replayed: int = 0
@@ -95,7 +87,7 @@ def recover(
     file: DataFile,
     *,
     choice: str | None = None,
-    progress: Progress = _no_progress,
+    progress: Progress = no_progress,
 ) -> Recovered:
     """The content of `file` and its journals. Unreadable tells why there is none.
 
@@ -104,7 +96,7 @@ def recover(
     being read and the bytes read so far.
     """
     started = time.monotonic()
-    table = file.load(lambda done: progress(file.path.name, done))
+    table = file.load(progress)
     loaded = time.monotonic()
     try:
         scans = [scan(number, path, progress) for number, path in find_journals(file.path).items()]
@@ -115,7 +107,7 @@ def recover(
         table,
         Retries(),
         Locks(),
-        expiring=dict.fromkeys(file.annex.expires),
+        expiring=file.take_deadlines(),
         steps={"reading the data file": loaded - started},
     )
     found.locks.restore(file.annex.locks)
@@ -149,7 +141,7 @@ def _go_on_with_clock(file: DataFile, scans: list[Scan]) -> None:
     clock.go_on(max(told, key=lambda each: each["now"], default=None), newest)
 
 
-def scan(number: int, path: Path, progress: Progress = _no_progress) -> Scan:
+def scan(number: int, path: Path, progress: Progress = no_progress) -> Scan:
     """Read one journal, without applying it. OSError."""
     found = Scan(number, path, path.stat().st_size)
     told = 0
@@ -395,5 +387,6 @@ def _expire(key: str, deadline: int | None, found: Recovered) -> None:
     value = found.table.get(key)
     if value is not None:
         found.table.set(key, stamped(text_of(value), deadline))
-        found.expiring[key] = None
+        if deadline is not None:
+            found.expiring[key] = deadline
         found.replayed += 1

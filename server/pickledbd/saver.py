@@ -407,7 +407,7 @@ class Saver:
         except Unreadable as error:
             log.error("%s; what it held before is served", error)
             return False
-        self._store.adopt(table, clear=True, expiring=self._file.annex.expires)
+        self._store.adopt(table, clear=True, expiring=self._file.take_deadlines())
         self.loaded(self._file.size)
         if self._journal.number:
             try:

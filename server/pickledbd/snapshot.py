@@ -19,11 +19,11 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import orjson
 
@@ -42,8 +42,8 @@ BLOCK = 2**16
 PROGRESS_BYTES = 2**20
 """Bytes read between two signs of progress."""
 
-WHOLE_KEYS = 10_000
-"""Keys taken over between two signs of progress where a file cannot be read in blocks."""
+PROGRESS_KEYS = 10_000
+"""Keys taken over between two signs of progress where nothing is read meanwhile."""
 
 SYNC_BYTES = 16 * 2**20
 """Bytes of a snapshot between two syncs."""
@@ -57,8 +57,17 @@ _HEAD, _SEPARATOR, _TAIL = b"{\n", b",\n", b"\n}\n"
 
 Identity = tuple[int, int, int]
 
+Progress = Callable[[str, int], None]
+"""Called with the name of a file and how many bytes of it have been read."""
+
+T = TypeVar("T")
+
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
+
+
+def no_progress(_what: str, _done: int) -> None:
+    """Tell nobody."""
 
 
 class Unreadable(Exception):
@@ -75,14 +84,18 @@ class DataFile:
         self.digest = _new_hash().hexdigest()
         """Of the file's bytes as they were loaded; a missing file has none."""
         self.annex = annex.Annex()
-        """What the annex of the file told when it was loaded."""
+        """What the annex of the file told when it was loaded; see `take_deadlines`."""
         self._known: Identity | None = None  # the file as this daemon last read or wrote it
 
-    def load(self, progress: Callable[[int], None] = lambda _done: None) -> Table:
+    def load(self, progress: Progress = no_progress) -> Table:
         """The file's content, keys to canonical JSON bytes; empty if it is missing or empty.
 
-        `progress` is called with the bytes read so far. Unreadable names the position.
+        Unreadable names the position.
         """
+
+        def told(done: int) -> None:
+            progress(self.path.name, done)
+
         table = Table()
         digest = _new_hash()
         known: Identity | None = None
@@ -95,15 +108,16 @@ class DataFile:
             with self.path.open("rb") as file:
                 known = _identity(os.fstat(file.fileno()))
                 try:
-                    _load_blocks(file, table, digest, progress)
+                    _load_blocks(file, table, digest, told)
                 except _NotOurLayoutError:
                     file.seek(0)
                     table, digest = Table(), _new_hash()
-                    _load_whole(file, table, digest, progress)
-            self.annex = self._annex_of(digest)
-            _stamp(table, self.annex.expires)
+                    _load_whole(file, table, digest, told)
+            self.annex = self._annex_of(digest, progress)
+            expires = self.annex.expires.items()
+            _stamp(table, with_progress(expires, known[1], told))
         except FileNotFoundError:
-            self.annex = self._annex_of(digest)
+            self.annex = self._annex_of(digest, progress)
         except UnicodeDecodeError as error:
             raise Unreadable(
                 f"{self.path} is not UTF-8: {error.reason} at byte {error.start}; "
@@ -122,9 +136,9 @@ class DataFile:
         self.digest = digest.hexdigest()
         return table
 
-    def _annex_of(self, digest: Hash) -> annex.Annex:
+    def _annex_of(self, digest: Hash, progress: Progress) -> annex.Annex:
         try:
-            return annex.read(self.path, digest.hexdigest())
+            return annex.read(self.path, digest.hexdigest(), progress)
         except annex.DamagedError as error:
             raise Unreadable(
                 f"{error}; it tells when keys of {self.path} expire. Put the right one back, or "
@@ -132,6 +146,11 @@ class DataFile:
             ) from None
         except OSError as error:
             raise Unreadable(f"cannot read {error.filename}: {error.strerror}") from error
+
+    def take_deadlines(self) -> dict[str, int]:
+        """What the annex told of when keys expire; it is not kept, since their values tell it."""
+        expires, self.annex.expires = self.annex.expires, {}
+        return expires
 
     @property
     def size(self) -> int:
@@ -365,7 +384,7 @@ def _load_whole(
     size, count = len(text), len(entries)
     del text
     pairs = iter(entries.items())
-    while part := dict(islice(pairs, WHOLE_KEYS)):
+    while part := dict(islice(pairs, PROGRESS_KEYS)):
         _add(table, part)
         progress(size * len(table) // count)
 
@@ -385,8 +404,19 @@ def _add(table: Table, entries: dict[str, object]) -> None:
     table.extend(list(entries), values)
 
 
-def _stamp(table: Table, expires: Mapping[str, int]) -> None:
-    for key, deadline in expires.items():
+def with_progress(things: Collection[T], size: int, progress: Callable[[int], None]) -> Iterator[T]:
+    """All of them, with signs of progress as if a file of this size were read meanwhile.
+
+    Who waits for a start, a client or systemd, gives up where nothing goes on.
+    """
+    for number, each in enumerate(things, 1):
+        yield each
+        if number % PROGRESS_KEYS == 0:
+            progress(size * number // len(things))
+
+
+def _stamp(table: Table, expires: Iterable[tuple[str, int]]) -> None:
+    for key, deadline in expires:
         value = table.get(key)
         if value is not None:
             table.set(key, stamped(value, deadline))

@@ -6,6 +6,9 @@ stands in a bucket of its millisecond; what is due later, in one of many seconds
 before its time comes. No step takes long, however many names are due at once: a large bucket is
 many dicts, each of which stays small enough to grow quickly, and none of interest to the
 garbage collector.
+
+Its memory is that of the names in it, however many have come and gone: of those whose time moves
+on again and again, as a session's does, each leaves a bucket that may stand there for a month.
 """
 
 from __future__ import annotations
@@ -13,22 +16,31 @@ from __future__ import annotations
 import heapq
 from collections.abc import Hashable, Iterator
 from itertools import chain
+from sys import getsizeof
 from typing import Generic, TypeVar
 
 from pickledbd.clock import now_ms
 
 Name = TypeVar("Name", bound=Hashable)
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 FAR_MS = 2**14
 """The width of the buckets for later, and how long before its beginning such a one is moved on."""
 
 LARGE = 4096
-"""Names in a bucket that is one dict."""
+"""Names in a bucket that is one dict. Many dicts become one again at half of that."""
 
 SHARDS = 256
 
 MOVES = 4
 """Names that are moved on in the time that one takes to be dealt with."""
+
+ENTRY_BYTES = 200
+"""What a dict may take for each of its entries: more than twice what one does that only grew."""
+
+STALE = 64
+"""Times without a bucket that a level may have beside as many as it has buckets."""
 
 
 class _Bucket(Generic[Name]):
@@ -58,18 +70,25 @@ class _Bucket(Generic[Name]):
                 self._shards[hash(each) & (SHARDS - 1)][each] = shard[each]
 
     def discard(self, name: Name, at: int) -> bool:
-        shard = self._shards[hash(name) & (len(self._shards) - 1)]
+        number = hash(name) & (len(self._shards) - 1)
+        shard = self._shards[number]
         if shard.get(name) != at:
             return False
         del shard[name]
+        self._shards[number] = _fitting(shard)
         self._lose(at)
+        if self.count <= LARGE // 2 and len(self._shards) > 1:
+            self._shards = [dict(chain.from_iterable(each.items() for each in self._shards))]
+            self._emptied = 0
         return True
 
     def take(self) -> tuple[Name, int]:
         """Remove one of those that there are."""
         while not self._shards[self._emptied]:
             self._emptied += 1
-        name, at = self._shards[self._emptied].popitem()
+        shard = self._shards[self._emptied]
+        name, at = shard.popitem()
+        self._shards[self._emptied] = _fitting(shard)
         self._lose(at)
         return name, at
 
@@ -78,14 +97,15 @@ class _Bucket(Generic[Name]):
         self.times[at] -= 1
         if not self.times[at]:
             del self.times[at]
+            self.times = _fitting(self.times)
 
 
 class _Level(Generic[Name]):
     """Buckets by their time, the earliest first."""
 
     def __init__(self) -> None:
-        self.buckets: dict[int, _Bucket[Name]] = {}
-        self.times: list[int] = []
+        self.buckets: dict[int, _Bucket[Name]] = {}  # in each of which there is something
+        self.times: list[int] = []  # a heap of theirs, and of some that are gone
 
     def add(self, name: Name, at: int, bucket_at: int) -> None:
         bucket = self.buckets.get(bucket_at)
@@ -94,15 +114,32 @@ class _Level(Generic[Name]):
             heapq.heappush(self.times, bucket_at)
         bucket.add(name, at)
 
+    def discard(self, name: Name, at: int, bucket_at: int) -> bool:
+        bucket = self.buckets.get(bucket_at)
+        if bucket is None or not bucket.discard(name, at):
+            return False
+        if not bucket.count:
+            del self.buckets[bucket_at]
+            self._forget_stale()
+        return True
+
     def first(self) -> int | None:
-        """When the earliest is due in which there is anything; None if there is none."""
-        while self.times and not self.buckets[self.times[0]].count:
-            self.pop()
+        """When the earliest is due; None if there is none."""
+        while self.times and self.times[0] not in self.buckets:
+            heapq.heappop(self.times)
         return self.times[0] if self.times else None
 
-    def pop(self) -> tuple[int, _Bucket[Name]]:
-        at = heapq.heappop(self.times)
-        return at, self.buckets.pop(at)
+    def pop(self, until: int) -> Iterator[tuple[int, _Bucket[Name]]]:
+        """Remove those that are due until then."""
+        while (at := self.first()) is not None and at <= until:
+            yield at, self.buckets.pop(at)
+        self._forget_stale()
+
+    def _forget_stale(self) -> None:
+        if len(self.times) > 2 * len(self.buckets) + STALE:
+            self.buckets = _fitting(self.buckets)
+            self.times = list(self.buckets)
+            heapq.heapify(self.times)
 
 
 class Wheel(Generic[Name]):
@@ -124,10 +161,8 @@ class Wheel(Generic[Name]):
             self._far.add(name, at, _far(at))
             return
         # It may stand among those for later, from a time when this was later
-        for buckets in (self._far.buckets, self._moving):
-            bucket = buckets.get(_far(at))
-            if bucket is not None:
-                bucket.discard(name, at)
+        if not self._far.discard(name, at, _far(at)) and _far(at) in self._moving:
+            self._moving[_far(at)].discard(name, at)
         if at in self._due:
             self._overdue -= self._due[at].count
             self._due[at].add(name, at)
@@ -137,14 +172,10 @@ class Wheel(Generic[Name]):
 
     def discard(self, name: Name, at: int) -> None:
         """Forget `name`, if it was added with that time."""
-        for buckets, bucket_at in (
-            (self._near.buckets, at),
-            (self._far.buckets, _far(at)),
-            (self._moving, _far(at)),
-        ):
-            bucket = buckets.get(bucket_at)
-            if bucket is not None and bucket.discard(name, at):
-                return
+        if self._near.discard(name, at, at) or self._far.discard(name, at, _far(at)):
+            return
+        if _far(at) in self._moving and self._moving[_far(at)].discard(name, at):
+            return
         if at in self._due and self._due[at].discard(name, at):
             self._overdue -= 1
 
@@ -189,19 +220,14 @@ class Wheel(Generic[Name]):
 
     def _advance(self, now: int) -> None:
         """Know what is due at `now`."""
-        while self._far.times and self._far.times[0] - FAR_MS <= now:
-            at, bucket = self._far.pop()
-            if bucket.count:
-                self._moving[at] = bucket
-        while self._near.times and self._near.times[0] <= now:
-            at, bucket = self._near.pop()
-            if bucket.count:
-                self._due[at] = bucket
-                self._overdue += bucket.count
+        self._moving.update(self._far.pop(now + FAR_MS))
+        for at, bucket in self._near.pop(now):
+            self._due[at] = bucket
+            self._overdue += bucket.count
         self._look_whether_used()
 
     def _look_whether_used(self) -> None:
-        self.used = bool(self._near.times or self._far.times or self._due or self._moving)
+        self.used = bool(self._near.buckets or self._far.buckets or self._due or self._moving)
 
     viewed = False  # as a table has it: whether it must not be freed yet
 
@@ -217,3 +243,10 @@ class Wheel(Generic[Name]):
 
 def _far(at: int) -> int:
     return at // FAR_MS * FAR_MS
+
+
+def _fitting(entries: dict[Key, Value]) -> dict[Key, Value]:
+    """The same, but in a new dict if there were many more: a dict keeps its room."""
+    if getsizeof(entries) <= ENTRY_BYTES * (len(entries) + 1):
+        return entries
+    return dict(entries.items())  # as a mere dict(entries) may take over the room

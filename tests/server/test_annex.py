@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pickledbd import annex, clock, records
+from pickledbd import annex, clock, records, saver, snapshot
 from pickledbd.expiry import living
 from pickledbd.journal import journal_path
 from pickledbd.recovery import recover
@@ -95,6 +95,47 @@ def test_a_save_leaves_the_deadlines_beside_the_file_and_a_start_finds_them(wire
     assert again.ask("save") == {"saved": True}
     assert annexes(again.path) == [own_annex(again.path)]
     assert state(wire()) == before
+
+
+def test_what_it_tells_is_not_kept_beside_the_values_that_it_was_put_into(wired, wire):
+    for n in range(100):
+        wired.ask("set", key=f"k{n}", value=n, ttl_ms=HOUR)
+    wired.ask("save")
+    before = state(wired)
+    names = (wired.path, own_annex(wired.path))
+    saved = [(name, name.read_bytes()) for name in names]
+    again = wire()
+    file = again.engine._saver._file
+    assert state(again) == before
+    assert file.annex.expires == {}
+    # nor where another program puts an old file back, with its annex
+    again.ask("persist", key="k0")
+    again.ask("save")
+    for name, content in saved:
+        name.write_bytes(content)
+    again.engine.refresh()
+    assert state(again) == before
+    assert len(again.engine._store._wheel._far.times) > 0
+    assert file.annex.expires == {}
+
+
+def test_a_start_tells_that_it_gets_on_with_each_thing_that_it_does_with_deadlines(
+    wired, wire, monkeypatch
+):
+    monkeypatch.setattr(snapshot, "PROGRESS_KEYS", 50)
+    monkeypatch.setattr(saver, "PART_BYTES", 200)
+    many = {f"k{n}": n for n in range(1000)}
+    wired.ask("set_many", items=many, ttl_ms=HOUR)
+    wired.ask("save")
+    own = own_annex(wired.path)
+    size = wired.path.stat().st_size
+    told = wire().progress
+    read = [done for name, done in told if name == own.name]
+    assert len(read) == len(own.read_bytes().splitlines()) > 1
+    assert read[-1] == own.stat().st_size
+    # Then they are put into the values, and the store learns of them
+    steps = [("my.db", size * n // len(many)) for n in range(50, len(many) + 1, 50)]
+    assert told[-2 * len(steps) :] == 2 * steps
 
 
 @pytest.mark.parametrize("durability", ["save", "journal", "fsync"])

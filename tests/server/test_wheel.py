@@ -6,6 +6,9 @@ stays, nothing is found twice, and who sleeps until `next` misses nothing.
 
 from __future__ import annotations
 
+import random
+from sys import getsizeof
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -50,6 +53,13 @@ def _small(monkeypatch):
     """So that a few names are many in a bucket."""
     monkeypatch.setattr(wheel, "LARGE", 2)
     monkeypatch.setattr(wheel, "SHARDS", 4)
+    monkeypatch.setattr(wheel, "STALE", 2)
+
+
+@pytest.fixture
+def _sharded(monkeypatch):
+    monkeypatch.setattr(wheel, "LARGE", 64)
+    monkeypatch.setattr(wheel, "SHARDS", 16)
 
 
 class Turning(RuleBasedStateMachine):
@@ -143,6 +153,13 @@ class Turning(RuleBasedStateMachine):
             assert self.wheel.next is not None
             assert self.wheel.next <= min(self.known.values())
 
+    @invariant()
+    def nothing_is_left_of_what_is_gone(self):
+        for level in (self.wheel._near, self.wheel._far):
+            assert all(bucket.count for bucket in level.buckets.values())
+            assert level.buckets.keys() <= set(level.times)
+            assert len(level.times) <= 2 * len(level.buckets) + wheel.STALE
+
     def teardown(self):
         """Whoever sleeps from `next` to `next` gets each in its time, and comes to an end."""
         for _ in range(1000):
@@ -202,3 +219,61 @@ def test_its_memory_is_given_back_name_by_name(clock):
     steps = sum(1 for _ in kept.free())
     assert steps == 91
     assert not any((kept._near.buckets, kept._far.buckets, kept._due, kept._moving))
+
+
+def size(kept):
+    """The bytes of all that it is made of, without the names."""
+    found = 0
+    for level in (kept._near, kept._far):
+        found += getsizeof(level.times) + 32 * len(level.times) + getsizeof(level.buckets)
+    for buckets in (kept._near.buckets, kept._far.buckets, kept._due, kept._moving):
+        for bucket in buckets.values():
+            found += getsizeof(bucket) + getsizeof(bucket.times) + getsizeof(bucket._shards)
+            found += sum(map(getsizeof, bucket._shards))
+    return found
+
+
+DAY = 86_400_000
+
+
+@pytest.mark.parametrize(
+    ("ttl", "apart", "most"),
+    [
+        (30 * DAY, 20, 300),  # many in a bucket, which is many dicts
+        (30 * DAY, 20_000, 1000),  # each in a bucket of its own
+        (FAR_MS, 20, 1000),  # each in that of its millisecond
+    ],
+)
+@pytest.mark.parametrize("in_turn", [True, False])
+@pytest.mark.usefixtures("_sharded")
+def test_names_whose_time_moves_on_and_on_take_no_more_memory_than_they_are(
+    clock, ttl, apart, most, in_turn
+):
+    """As sessions, each of which lives for so long after it was last used."""
+    count = 500
+    kept = Wheel()
+    kept.add("first", START + 2 * FAR_MS)  # so that there is always one that is due before
+    known = {}
+    draw = random.Random(1)
+    for n in range(40 * count):
+        clock.now = START + FAR_MS + n * apart
+        name = n % count if in_turn else draw.randrange(count)
+        if name in known:
+            kept.discard(name, known[name])
+        known[name] = clock.now + ttl
+        kept.add(name, known[name])
+    assert size(kept) < most * count
+
+
+def test_many_names_of_one_bucket_leave_no_room_behind(clock):
+    kept = Wheel()
+    names = range(20_000)
+    for name in names:
+        kept.add(name, START + DAY + name % 8192)
+    for left in (10_000, 3_000, 100, 10, 1, 0):
+        for name in names[left:]:
+            kept.discard(name, START + DAY + name % 8192)
+        names = names[:left]
+        assert size(kept) < 500 * left + 2000, left
+        clock.now += 1
+    assert kept.next is None
