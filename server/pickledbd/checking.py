@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from pickledbd.expiry import deadline_of
 from pickledbd.journal import find_journals
 from pickledbd.ownership import AlreadyOwnedError, refuse_if_owned
 from pickledbd.recovery import recover, scan
@@ -44,8 +45,11 @@ def check(path: Path) -> int:
         say(warning)
     if not path.exists():
         say(f"there is no {path}: a start begins with an empty one")
+    values = filter(None, recovered.table.get_many(recovered.expiring.keys()))
+    expiring = sum(deadline_of(value) is not None for value in values)
     say(
         f"{path}: {file.size:,} bytes, sha256 {file.digest}; with its journal "
-        f"{len(recovered.table):,} keys, {recovered.replayed:,} changes that the file does not hold"
+        f"{len(recovered.table):,} keys, of which {expiring:,} expire, "
+        f"{recovered.replayed:,} changes that the file does not hold"
     )
     return 1 if recovered.cut_bytes else 0
