@@ -77,17 +77,16 @@ def test_a_lock(shown, db):
 
 
 def test_watching(shown, db):
-    users = {}
-    db.update({"user:1": "Ann", "job": 1})
-    follower = threading.Thread(
-        target=shown, args=(block("isinstance(change, Resync)"),), kwargs={"users": users}
-    )
+    db.update({"user:1": "Ann", "user:3": "Cem", "job": 1})
+    names = shown("")
+    follower = threading.Thread(target=shown, args=(block("isinstance(change, Resync)"),))
     follower.start()
     wait_until(lambda: db.info()["waiting"], "the watch to begin")
+    assert names["users"] == {"user:1": "Ann", "user:3": "Cem"}
     db.set("user:2", "Bob")
     db.set("user:1", "Anna")
     db.remove("user:2")
-    wait_until(lambda: users == {"user:1": "Anna"}, "the changes")
+    wait_until(lambda: names["users"] == {"user:1": "Anna", "user:3": "Cem"}, "the changes")
     db.close()
     follower.join(PATIENCE)
     assert not follower.is_alive()

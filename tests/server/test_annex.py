@@ -353,7 +353,7 @@ def test_check_and_a_start_tell_of_a_damaged_annex_and_touch_nothing(wire):
     path, found = left_behind(wire)
     status, said, _ = run("--check", path)
     assert status == 0
-    assert "4 keys, 0 changes that the file does not hold" in said
+    assert "4 keys, of which 3 expire, 0 changes that the file does not hold" in said
     (own,) = annexes(path)
     data = bytearray(own.read_bytes())
     data[30] ^= 1

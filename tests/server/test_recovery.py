@@ -82,7 +82,7 @@ def test_what_was_acknowledged_is_there_after_a_kill_and_check_finds_it(location
     status, said = checked(location)
     assert status == 0
     assert "5 writes, whole" in said
-    assert "5 keys, 5 changes that the file does not hold" in said
+    assert "5 keys, of which 0 expire, 5 changes that the file does not hold" in said
     content, log = held(location)
     assert content == dict(WRITES)
     assert "5 changes from the journal" in log
