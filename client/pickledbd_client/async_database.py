@@ -231,16 +231,7 @@ class AsyncPickleDB(Handle):
         function.
         """
         steps = modify.modify(str(key), fn, default, tries, token)
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, float):
-                    await asyncio.sleep(step)
-                    step = steps.send(None)
-                else:
-                    step = steps.send(await self._link.request(step))
-        except StopIteration as end:
-            return end.value
+        return await modify.drive_async(steps, self._link.request, asyncio.sleep)
 
     def lock(self, name: Any, ttl: float = 30.0, timeout: float | None = None) -> AsyncLock:
         """A lock that all clients share: `async with db.lock("name") as held: ...`.

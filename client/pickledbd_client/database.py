@@ -290,16 +290,7 @@ class PickleDB(Handle, MutableMapping[str, Any]):
         is.
         """
         steps = modify.modify(str(key), fn, default, tries, token)
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, float):
-                    time.sleep(step)
-                    step = steps.send(None)
-                else:
-                    step = steps.send(self._link.request(step))
-        except StopIteration as end:
-            return end.value
+        return modify.drive(steps, self._link.request, time.sleep)
 
     def lock(self, name: Any, ttl: float = 30.0, timeout: float | None = None) -> Lock:
         """A lock that all clients share: `with db.lock("name") as held: ...`.
