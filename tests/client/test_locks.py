@@ -203,6 +203,33 @@ def test_one_task_at_a_time_holds_it_and_may_take_it_again(daemon, other):
     run(work())
 
 
+def test_outside_of_a_task_there_is_none_to_hold_it(daemon, other):
+    async def work():
+        db = async_client(daemon)
+        lock = db.lock("x")
+        errors = []
+
+        def drive_by_hand():
+            for call in (lock.acquire, lock.release):
+                coroutine = call()
+                try:
+                    coroutine.send(None)
+                except Exception as error:  # noqa: BLE001 - what it is, is looked at
+                    errors.append(error)
+                finally:
+                    coroutine.close()
+
+        asyncio.get_running_loop().call_soon(drive_by_hand)
+        await until(lambda: len(errors) == 2)
+        for error in errors:
+            assert type(error) is RuntimeError
+            assert "inside of one" in str(error)
+        assert is_free(other)
+        await db.close()
+
+    run(work())
+
+
 def test_threads_are_served_in_the_order_of_asking(db, other):
     served = []
     with db.lock("x", ttl=LONG):
