@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +29,10 @@ _forks: list[None] = []  # as many as this process and those before it have been
 os.register_at_fork(after_in_child=lambda: _forks.append(None))
 
 _inherited: list[object] = []
+
+making = threading.Lock()
+"""Held while what is to be this process's own is made: of threads that find a fork one does so."""
+os.register_at_fork(after_in_child=making._at_fork_reinit)  # type: ignore[attr-defined] # noqa: SLF001 - as the standard library does
 
 Location = str | bytes | os.PathLike[str] | None
 

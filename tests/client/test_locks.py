@@ -25,8 +25,10 @@ from pickledbd_client import (
     RequestTimeout,
     Unavailable,
     calls,
+    locks,
 )
 from pickledbd_client.keeper import Keeper
+from pickledbd_client.route import leave
 from support import PATIENCE, Daemon, in_fork, is_alive, owner_pid, wait_until
 
 LONG = 600.0
@@ -691,6 +693,30 @@ def test_a_forked_child_does_not_hold_what_its_parent_does(db, other):
         time.sleep(2.5)  # the parent renews as before
         assert not held.lost
     assert is_free(other)
+
+
+def test_threads_of_a_forked_child_begin_anew_together(db, monkeypatch):
+    """Of two that find the fork at once, the slower one does not undo what the other holds."""
+
+    def child():
+        first_is_at_it, has_it = threading.Event(), threading.Event()
+
+        def leave_slowly(connections):
+            if not first_is_at_it.is_set():
+                first_is_at_it.set()
+                has_it.wait(1)  # in vain, if the other waits for this one
+            leave(connections)
+
+        monkeypatch.setattr(locks, "leave", leave_slowly)
+        slower = Waiter(db, timeout=0)
+        assert first_is_at_it.wait(PATIENCE)
+        with db.lock("y"):
+            has_it.set()
+            assert slower.got.wait(PATIENCE)
+        slower.go_on()
+
+    with db.lock("z"):
+        assert in_fork(child)
 
 
 def test_a_dropped_handle_lets_go_and_nothing_is_left_of_a_closed_one(daemon, db):
