@@ -545,6 +545,31 @@ def test_a_forked_child_goes_on_by_itself_and_its_close_is_not_its_parents(db, o
 # Async
 
 
+def test_a_forked_child_goes_on_by_itself_where_its_parent_s_task_waits(daemon, db):
+    async def work():
+        mine = async_client(daemon)
+        async with mine.watch() as watch:
+            step = asyncio.create_task(anext(watch))
+            await until_parked(mine, 1)
+
+            async def in_child():
+                db.set("k", 1)
+                assert (await anext(watch)).value == 1
+                await watch.close()
+                await mine.close()
+
+            def child():
+                asyncio._set_running_loop(None)  # else it is the parent's
+                run(asyncio.wait_for(in_child(), PATIENCE / 2))
+
+            assert in_fork(child)
+            assert (await step).value == 1
+        await mine.close()
+
+    run(work())
+    wait_until(lambda: waiting(db) == 0, "nothing to be left")
+
+
 async def until_parked(db, number):
     async with asyncio.timeout(20):
         while (await db.info())["waiting"] != number:  # noqa: ASYNC110 - there is no event
