@@ -247,7 +247,9 @@ class AsyncPickleDB(Handle):
         `async with db.watch() as changes: ...` from the beginning of the block, and lets go of it
         at its end.
         """
-        return AsyncWatch(self._link.request, self._link.tell, prefix, since)
+        watch = AsyncWatch(self._link.request, self._link.tell, prefix, since)
+        self._watches.add(watch)
+        return watch
 
     # How long a key lives
 
@@ -276,8 +278,9 @@ class AsyncPickleDB(Handle):
     async def close(self) -> None:
         """Drop the connections; the object cannot be used any more. Nothing is saved by it.
 
-        Its locks are let go of, and its watches raise Unavailable.
+        Its locks are let go of, and its watches end.
         """
+        self._end_watches()  # those that are waited for end with the connections
         self._locks.close(wait=False)  # else, in all tasks of this event loop
         self._link.close()
 

@@ -47,17 +47,19 @@ class AsyncWatch(BaseWatch[asyncio.Lock]):
                 return
             try:
                 watching.take(await self._request(watching.call()))
+            except PickleDBError:
+                if not watching.closed:  # else it was closed together with the database
+                    raise
             except asyncio.CancelledError:  # the next step asks again, from where this did
                 self._tell(watching.left())
                 raise
 
     async def close(self) -> None:
         """End the iteration, also where another task waits for its next step."""
-        watching = self._mine()
-        watching.closed = True
-        if self._turn.locked():
+        call = self._end()
+        if call is not None:
             with contextlib.suppress(PickleDBError):  # who waits for nobody hears so himself
-                await self._request(watching.left())
+                await self._request(call)
 
     async def __aenter__(self) -> Self:
         if not self._begun:

@@ -111,6 +111,12 @@ class BaseWatch(Generic[Turn]):
                     self._generation = generation()
         return self._watching
 
+    def _end(self) -> Call[bool] | None:
+        """End the iteration; what is to be asked if somebody waits for its next step."""
+        watching = self._mine()
+        watching.closed = True
+        return calls.unwatch(watching.watcher) if self._turn.locked() else None
+
 
 class Watch(BaseWatch[threading.Lock]):
     """An iterator of Change and, where changes were missed, Resync. It ends when it is closed."""
@@ -144,10 +150,10 @@ class Watch(BaseWatch[threading.Lock]):
 
     def close(self) -> None:
         """End the iteration, also where another thread waits for its next step."""
-        self._mine().closed = True
-        if self._turn.locked():
+        call = self._end()
+        if call is not None:
             with contextlib.suppress(PickleDBError):  # who waits for nobody hears so himself
-                self._request(calls.unwatch(self._watching.watcher))
+                self._request(call)
 
     def __enter__(self) -> Self:
         return self
