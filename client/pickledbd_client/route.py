@@ -103,12 +103,13 @@ class Route:
         """How long to wait for the answer to what others may hold up for `seconds`."""
         return None if seconds is None or self._timeout is None else seconds + self._timeout
 
-    def connect(self, session: Session, deadline: Deadline) -> Channel:
+    def connect(self, session: Session, deadline: Deadline, *, once: bool = False) -> Channel:
         """A new channel to where the target is now.
 
-        The first time, a daemon that is loading a large file is waited for.
+        The first time, a daemon that is loading a large file is waited for. `once`: nobody is
+        waited for who is not there yet; a daemon may be started, for the next attempt.
         """
-        first = not self.daemon
+        first = not self.daemon and not once
         try:
             if isinstance(self.target, Path):
                 channel = reach_owner(
@@ -117,9 +118,10 @@ class Route:
                     deadline=deadline,
                     autostart=self._autostart,
                     first=first,
+                    once=once,
                 )
             else:
-                channel = _connect_endpoint(self.target, session, deadline, first=first)
+                channel = _connect_endpoint(self.target, session, deadline, first=first or once)
         except RequestTimeout as timeout:
             raise Unavailable(
                 f"the daemon of {self.target} accepts connections but did not answer within "

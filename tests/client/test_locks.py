@@ -26,8 +26,10 @@ from pickledbd_client import (
     Unavailable,
     calls,
     locks,
+    owner,
 )
 from pickledbd_client.keeper import Keeper
+from pickledbd_client.owner import _told
 from pickledbd_client.route import leave
 from support import PATIENCE, Daemon, in_fork, is_alive, owner_pid, wait_until
 
@@ -539,6 +541,62 @@ def test_a_daemon_that_halts_for_less_than_the_ttl_loses_nothing(daemon, db, oth
     waiter.go_on()
 
 
+def test_a_daemon_that_is_gone_is_looked_for_ever_less_often_but_in_time_for_the_locks(
+    location, monkeypatch
+):
+    daemon = Daemon(location)
+    sleep = Keeper._sleep
+    pauses = {}
+
+    def noted(self, seconds):
+        if self._session.channel is None and seconds is not None:
+            pauses.setdefault(self, []).append(seconds)
+        sleep(self, seconds)
+
+    looks = []
+
+    def told(path):
+        looks.append(path)
+        return _told(path)
+
+    monkeypatch.setattr(Keeper, "_sleep", noted)
+    monkeypatch.setattr(owner, "_told", told)
+    with contextlib.ExitStack() as stack:
+        long, short = (
+            stack.enter_context(contextlib.closing(daemon.client(timeout=None))) for _ in range(2)
+        )
+        held = long.lock("x", ttl=LONG).acquire()
+        short.lock("y", ttl=0.9).acquire()
+        keepers = [each._locks.keeper() for each in (long, short)]
+        wait_until(lambda: all(keeper._session.channel for keeper in keepers), "them to be kept")
+        pauses.clear()
+        daemon.kill()
+        looks.clear()
+        wait_until(
+            lambda: all(len(pauses.get(keeper, ())) > 5 for keeper in keepers), "some attempts"
+        )
+        assert len(looks) <= len(pauses[keepers[0]]) + len(pauses[keepers[1]])
+        assert pauses[keepers[0]][:6] == [0.1, 0.2, 0.4, 0.8, 1, 1]
+        assert pauses[keepers[1]][:2] == [0.1, 0.2]
+        assert set(pauses[keepers[1]][2:]) == {0.9 / 3}
+        daemon = Daemon(location)
+        wait_until(lambda: all(keeper._session.channel for keeper in keepers), "them to be kept")
+        assert long.set("k", 1, token=held.token)
+    daemon.check_and_stop()
+
+
+def test_the_keeper_starts_a_daemon_again_where_nobody_asks_anything(location):
+    with contextlib.closing(PickleDB(location)) as db:
+        with db.lock("x", ttl=LONG) as held:
+            pid = owner_pid(location)
+            os.kill(pid, signal.SIGKILL)
+            keeper = db._locks.keeper()
+            wait_until(lambda: owner_pid(location) not in (pid, None), "another daemon")
+            wait_until(lambda: keeper._session.channel is not None, "it to be reached")
+            assert not held.lost
+        assert db.info()["locks"] == 0
+
+
 # How waiting ends
 
 
@@ -745,6 +803,19 @@ def test_a_dropped_handle_lets_go_and_nothing_is_left_of_a_closed_one(daemon, db
             "the descriptors to be closed",
         )
     assert db.info()["locks"] == 0
+
+
+def test_a_closed_one_whose_daemon_is_gone_for_good_leaves_no_thread(location):
+    daemon = Daemon(location)
+    db = daemon.client(timeout=None)
+    db.lock("x", ttl=LONG).acquire()
+    thread = db._locks.keeper()._thread
+    daemon.kill()
+    time.sleep(0.5)  # it looks for it
+    db.close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    os.unlink(f"{location}.lock")
 
 
 @pytest.mark.parametrize("halted", [False, True])
