@@ -231,16 +231,7 @@ class AsyncPickleDB(Handle):
         function.
         """
         steps = modify.modify(str(key), fn, default, tries, token)
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, float):
-                    await asyncio.sleep(step)
-                    step = steps.send(None)
-                else:
-                    step = steps.send(await self._link.request(step))
-        except StopIteration as end:
-            return end.value
+        return await modify.drive_async(steps, self._link.request, asyncio.sleep)
 
     def lock(self, name: Any, ttl: float = 30.0, timeout: float | None = None) -> AsyncLock:
         """A lock that all clients share: `async with db.lock("name") as held: ...`.
@@ -256,7 +247,9 @@ class AsyncPickleDB(Handle):
         `async with db.watch() as changes: ...` from the beginning of the block, and lets go of it
         at its end.
         """
-        return AsyncWatch(self._link.request, self._link.tell, prefix, since)
+        watch = AsyncWatch(self._link.request, self._link.tell, prefix, since)
+        self._watches.add(watch)
+        return watch
 
     # How long a key lives
 
@@ -285,8 +278,9 @@ class AsyncPickleDB(Handle):
     async def close(self) -> None:
         """Drop the connections; the object cannot be used any more. Nothing is saved by it.
 
-        Its locks are let go of, and its watches raise Unavailable.
+        Its locks are let go of, and its watches end.
         """
+        self._end_watches()  # those that are waited for end with the connections
         self._locks.close(wait=False)  # else, in all tasks of this event loop
         self._link.close()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -166,14 +167,14 @@ class _Line:
         self._heard = 0.0  # when something last came
         self._flushing = False
         self._timer: asyncio.TimerHandle | None = None
+        self._expires_at = math.inf  # when that goes off: at the nearest deadline, or before it
 
     def ask(self, call: Call[Any]) -> _Asked:
         """Have `call` sent, soon; its `answer` is to be awaited."""
         asked = _Asked(call, self._session.next_id(), self._loop.create_future())
         asked.deadline = self._route.deadline(call)
         asked.connect_by = self._route.deadline()
-        if self._timer is None and asked.deadline is not None:
-            self._expire_in(asked.deadline - time.monotonic())
+        self._expire_by(asked.deadline)
         self._waiting.append(asked)
         self._flush_soon()
         return asked
@@ -301,6 +302,7 @@ class _Line:
             raise self._channel.unexpected(reply)
         if reply.more:
             asked.deadline = self._route.deadline()  # it tells that the daemon is at it
+            self._expire_by(asked.deadline)
             if not asked.answer.done():
                 asked.parts.append(reply)
             return
@@ -348,7 +350,7 @@ class _Line:
 
     def _expire(self) -> None:
         """End what has had no answer by its deadline."""
-        self._timer = None
+        self._expires_at = math.inf
         now = time.monotonic()
         if self._connecting and not self._route.daemon:
             for asked in self._waiting:  # the first time, a daemon that is loading is waited for
@@ -363,16 +365,20 @@ class _Line:
         silent = any(a.id in self._sent and self._heard < (a.sent or now) for a in late)
         for asked in late:
             asked.fail(self._late(asked))
-        nearest = min((deadline for deadline, _ in timed if deadline > now), default=None)
-        if nearest is not None:
-            self._expire_in(nearest - now)
+        self._expire_by(min((deadline for deadline, _ in timed if deadline > now), default=None))
         if silent:
             self._reconnect()
         elif self._waiting:
             self._flush_soon()
 
-    def _expire_in(self, seconds: float) -> None:
-        self._timer = self._loop.call_later(seconds, _Weakly(self._expire))
+    def _expire_by(self, deadline: Deadline) -> None:
+        """Have the timer go off by then: a lock's may end long after those of later requests."""
+        if deadline is None or deadline >= self._expires_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._expires_at = deadline
+        self._timer = self._loop.call_later(deadline - time.monotonic(), _Weakly(self._expire))
 
     def _late(self, asked: _Asked) -> PickleDBError:
         if asked.sent is not None:

@@ -25,12 +25,12 @@ class AsyncLock(BaseLock):
     ) -> None:
         super().__init__(request, locks, name, ttl, timeout)
         # What the tasks hold that took this, the first first: wait_for does that in one of its own
-        self._taken: list[tuple[asyncio.Task[Any] | None, dict[str, Held]]] = []
+        self._taken: list[tuple[asyncio.Task[Any], dict[str, Held]]] = []
 
     async def acquire(self) -> Held:
         """Wait for the lock. RequestTimeout if it was not free in time."""
         keeper = self._locks.keeper()
-        task = asyncio.current_task()
+        task = _current_task()
         mine = self._locks.of_task(task)
         held = self._again(mine)
         if held is not None:
@@ -51,9 +51,9 @@ class AsyncLock(BaseLock):
         LockLost if it was not held any more.
         """
         keeper = self._locks.keeper()
-        mine = self._locks.of_task(asyncio.current_task())
+        mine = self._locks.of_task(_current_task())
         if self.name not in mine:
-            ended = (held for task, held in self._taken if task is None or task.done())
+            ended = (held for task, held in self._taken if task.done())
             mine = next(ended, mine)
         held = self._last(mine)
         if held is None:
@@ -80,3 +80,10 @@ class AsyncLock(BaseLock):
         except Exception:
             if exc_type is None:  # else that is what the user is to hear of
                 raise
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    if task is None:  # a coroutine that is driven by hand
+        raise RuntimeError("a lock is held by a task: use it inside of one")
+    return task

@@ -9,12 +9,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from pickledbd_client.calls import Call
-from pickledbd_client.route import generation
-from pickledbd_client.watching import Change, Resync, Watching
+from pickledbd_client.watching import BaseWatch, Change, Resync
 from pickledbd_protocol import PickleDBError
 
 
-class AsyncWatch:
+class AsyncWatch(BaseWatch[asyncio.Lock]):
     """Watch for `async for`. A step that is cancelled loses nothing: the next one goes on."""
 
     def __init__(
@@ -25,18 +24,16 @@ class AsyncWatch:
         since: int | None,
     ) -> None:
         """`tell` asks without waiting for the answer."""
+        super().__init__(asyncio.Lock, prefix, since)
         self._request = request
         self._tell = tell
-        self._watching = Watching(prefix, since)
         self._begun = since is not None
-        self._turn = asyncio.Lock()  # of the tasks that share it, one asks
-        self._generation = generation()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Change | Resync:
-        watching = self._watching
+        watching = self._mine()
         while not watching.closed:
             if watching.found:
                 return watching.found.popleft()
@@ -44,22 +41,25 @@ class AsyncWatch:
         raise StopAsyncIteration
 
     async def _ask(self) -> None:
+        watching = self._mine()
         async with self._turn:
-            watching = self._watching
             if watching.found or watching.closed:  # another task has asked
                 return
             try:
                 watching.take(await self._request(watching.call()))
+            except PickleDBError:
+                if not watching.closed:  # else it was closed together with the database
+                    raise
             except asyncio.CancelledError:  # the next step asks again, from where this did
                 self._tell(watching.left())
                 raise
 
     async def close(self) -> None:
         """End the iteration, also where another task waits for its next step."""
-        self._watching.closed = True
-        if self._turn.locked() and self._generation == generation():  # else it is the parent's
+        call = self._end()
+        if call is not None:
             with contextlib.suppress(PickleDBError):  # who waits for nobody hears so himself
-                await self._request(self._watching.left())
+                await self._request(call)
 
     async def __aenter__(self) -> Self:
         if not self._begun:

@@ -16,7 +16,6 @@ from collections.abc import (
 )
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakSet
 
 from pickledbd_client import calls, modify
 from pickledbd_client.batch import Batch
@@ -56,7 +55,6 @@ class PickleDB(Handle, MutableMapping[str, Any]):
     def _open(self) -> None:
         self._link = Link(self._route)
         self._link.connect()
-        self._watches: WeakSet[Watch] = WeakSet()
         self._kept = self._cache.young
         self.location: str = self._route.location
         """The database file, as pickleDB tells it."""
@@ -290,16 +288,7 @@ class PickleDB(Handle, MutableMapping[str, Any]):
         is.
         """
         steps = modify.modify(str(key), fn, default, tries, token)
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, float):
-                    time.sleep(step)
-                    step = steps.send(None)
-                else:
-                    step = steps.send(self._link.request(step))
-        except StopIteration as end:
-            return end.value
+        return modify.drive(steps, self._link.request, time.sleep)
 
     def lock(self, name: Any, ttl: float = 30.0, timeout: float | None = None) -> Lock:
         """A lock that all clients share: `with db.lock("name") as held: ...`.
@@ -356,9 +345,9 @@ class PickleDB(Handle, MutableMapping[str, Any]):
 
         Its locks are let go of, and its watches end.
         """
-        for watch in list(self._watches):
-            with contextlib.suppress(PickleDBError):
-                watch.close()
+        for call in self._end_watches():
+            with contextlib.suppress(PickleDBError):  # who waits for nobody hears so himself
+                self._link.request(call)
         self._locks.close()
         self._link.close()
 

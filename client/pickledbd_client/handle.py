@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
+from pickledbd_client.calls import Call
 from pickledbd_client.locks import Locks
 from pickledbd_client.route import Location, Route
+from pickledbd_client.watching import BaseWatch
 
 TIMEOUT = 5.0
 CACHE_BYTES = 32 * 2**20
@@ -30,11 +33,17 @@ class Handle:
         )
         self._cache = self._route.cache
         self._locks = Locks(self._route)
+        self._watches: WeakSet[BaseWatch[Any]] = WeakSet()
         self._open()
 
     def _open(self) -> None:
         """Have a link by `_route`."""
         raise NotImplementedError
+
+    def _end_watches(self) -> list[Call[bool]]:
+        """Have all iterations end; what is to be asked for those that are waited for."""
+        ended = [watch._end() for watch in list(self._watches)]  # noqa: SLF001 - close() would ask
+        return [call for call in ended if call is not None]
 
     def __reduce__(self) -> Any:
         return partial(type(self), **self._route.options), (os.fspath(self._route.target),)

@@ -32,8 +32,15 @@ RENEWALS = 3
 
 CLOSING_SECONDS = 0.5
 
+CONNECTING_SECONDS = 5.0
+"""How long a daemon that is there may take to greet, whatever the user's timeout: with none, a
+keeper that is closed would not end."""
+
 PAUSE_SECONDS = 0.1
-"""After a failure, before the next attempt."""
+PAUSE_SECONDS_MAX = 1.0
+"""After a failure, before the next attempt: it doubles with each, since a daemon may be gone for
+good. But locks are to be kept before their time is over, so never is it longer than where all is
+well."""
 
 
 @dataclass(eq=False)
@@ -114,20 +121,23 @@ class Keeper:
     # The thread
 
     def _run(self) -> None:
+        pause = PAUSE_SECONDS
         while not self._closed:
             self._next = float("inf")  # what is granted from here on is not in this list, and wakes
             held = list(self._held.values())
+            pauses = [each.ttl / RENEWALS for each in held]
             try:
                 if held or self._given_up or self._session.channel is None:
                     self._tell(held)
-                pauses = [each.ttl / RENEWALS for each in held]
+                pause = PAUSE_SECONDS
                 if self._given_up:
                     pauses.append(PAUSE_SECONDS)
                 self._sleep(min(pauses, default=None))
             except (PickleDBError, ConnectionLostError):
                 self._session.close()
                 again = self._held or self._expected or self._given_up
-                self._sleep(PAUSE_SECONDS if again else None)
+                self._sleep(min([pause, *pauses]) if again else None)
+                pause = min(2 * pause, PAUSE_SECONDS_MAX)
         if self._session.channel is not None or self._given_up:
             with contextlib.suppress(PickleDBError, ConnectionLostError):
                 self._tell([])
@@ -139,7 +149,9 @@ class Keeper:
         """Have the daemon know what is held, and what is not wanted."""
         session = self._session
         if session.channel is None:
-            session.channel = self._route.connect(session, self._route.deadline())
+            by = time.monotonic() + CONNECTING_SECONDS
+            # Once: the pauses between are the keeper's. But at its end there is no next attempt
+            session.channel = self._route.connect(session, by, once=not self._closed)
         renewal = calls.keep(self.holder, [each.ask for each in held])
         reply = self._ask(renewal)
         if reply.error is not None:

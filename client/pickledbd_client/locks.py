@@ -7,7 +7,6 @@ it gets it again at once, and gives it back with the last of its releases.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -17,11 +16,8 @@ from typing import Any
 from pickledbd_client import calls
 from pickledbd_client.calls import Call
 from pickledbd_client.keeper import Held, Keeper
-from pickledbd_client.route import Route, generation, leave
+from pickledbd_client.route import Route, generation, leave, making
 from pickledbd_protocol import InvalidKey, LockLost, RequestTimeout, encode_key, shown
-
-_starting = threading.Lock()
-os.register_at_fork(after_in_child=_starting._at_fork_reinit)  # type: ignore[attr-defined] # noqa: SLF001 - as the standard library does
 
 
 class Locks:
@@ -39,14 +35,14 @@ class Locks:
         """This process's; a forked child has one of its own, and none of its parent's locks."""
         if self._closed:
             raise self._route.closed()
-        if self._generation != generation():
-            leave([self._keeper])
-            self._keeper = None
-            self._of_thread = threading.local()
-            self._of_task = weakref.WeakKeyDictionary()
-            self._generation = generation()
-        if self._keeper is None:
-            with _starting:
+        if self._generation != generation() or self._keeper is None:
+            with making:
+                if self._generation != generation():
+                    leave([self._keeper])
+                    self._keeper = None
+                    self._of_thread = threading.local()
+                    self._of_task = weakref.WeakKeyDictionary()
+                    self._generation = generation()  # last: what is above is read without this lock
                 if self._keeper is None:
                     self._keeper = Keeper(self._route)
                     # Its thread keeps it alive, but not this

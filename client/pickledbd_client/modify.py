@@ -1,14 +1,14 @@
 """`modify()`: read, change, write, again and again until nobody has interfered.
 
-May live here: what is asked next, without I/O. A generator that yields the calls to be asked, and
-seconds to be waited; PickleDB and AsyncPickleDB do both in their own ways.
+May live here: what is asked next, without I/O. A generator yields the calls to be asked, and
+seconds to be waited; PickleDB and AsyncPickleDB hand in their own ways to do both.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 from pickledbd_client import calls
@@ -45,3 +45,29 @@ def modify(
         f"modify of key {shown(key)} gave up after {tries} tries: each time somebody else had "
         "changed it meanwhile; nothing was changed"
     )
+
+
+def drive(steps: Steps, request: Callable[[Call[Any]], Any], sleep: Callable[[float], Any]) -> Any:
+    """Take all `steps`; what they return."""
+    answer = None
+    try:
+        while True:
+            step = steps.send(answer)
+            answer = sleep(step) if isinstance(step, float) else request(step)
+    except StopIteration as end:
+        return end.value
+
+
+async def drive_async(
+    steps: Steps,
+    request: Callable[[Call[Any]], Awaitable[Any]],
+    sleep: Callable[[float], Awaitable[Any]],
+) -> Any:
+    """The same, where asking and waiting are awaited."""
+    answer = None
+    try:
+        while True:
+            step = steps.send(answer)
+            answer = await (sleep(step) if isinstance(step, float) else request(step))
+    except StopIteration as end:
+        return end.value

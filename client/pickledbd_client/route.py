@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +29,10 @@ _forks: list[None] = []  # as many as this process and those before it have been
 os.register_at_fork(after_in_child=lambda: _forks.append(None))
 
 _inherited: list[object] = []
+
+making = threading.Lock()
+"""Held while what is to be this process's own is made: of threads that find a fork one does so."""
+os.register_at_fork(after_in_child=making._at_fork_reinit)  # type: ignore[attr-defined] # noqa: SLF001 - as the standard library does
 
 Location = str | bytes | os.PathLike[str] | None
 
@@ -98,12 +103,13 @@ class Route:
         """How long to wait for the answer to what others may hold up for `seconds`."""
         return None if seconds is None or self._timeout is None else seconds + self._timeout
 
-    def connect(self, session: Session, deadline: Deadline) -> Channel:
+    def connect(self, session: Session, deadline: Deadline, *, once: bool = False) -> Channel:
         """A new channel to where the target is now.
 
-        The first time, a daemon that is loading a large file is waited for.
+        The first time, a daemon that is loading a large file is waited for. `once`: nobody is
+        waited for who is not there yet; a daemon may be started, for the next attempt.
         """
-        first = not self.daemon
+        first = not self.daemon and not once
         try:
             if isinstance(self.target, Path):
                 channel = reach_owner(
@@ -112,9 +118,10 @@ class Route:
                     deadline=deadline,
                     autostart=self._autostart,
                     first=first,
+                    once=once,
                 )
             else:
-                channel = _connect_endpoint(self.target, session, deadline, first=first)
+                channel = _connect_endpoint(self.target, session, deadline, first=first or once)
         except RequestTimeout as timeout:
             raise Unavailable(
                 f"the daemon of {self.target} accepts connections but did not answer within "

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from pickledbd_client import calls
 from pickledbd_client.calls import Call, Some
-from pickledbd_client.route import generation
+from pickledbd_client.route import generation, making
 from pickledbd_protocol import InvalidValue, PickleDBError
 
 
@@ -99,29 +99,51 @@ class Watching:
         self._seen = _Seen(deque(changes), upto, lost=answer.get("resync", False))
 
 
-class Watch:
+class _Turn(Protocol):
+    def locked(self) -> bool: ...
+
+
+Turn = TypeVar("Turn", bound=_Turn)
+
+
+class BaseWatch(Generic[Turn]):
+    """What Watch and AsyncWatch have in common."""
+
+    def __init__(self, turn: Callable[[], Turn], prefix: Any, since: int | None) -> None:
+        """`turn` makes a lock: of those that share the watch, one asks."""
+        self._make_turn = turn
+        self._turn = turn()
+        self._generation = generation()
+        self._watching = Watching(prefix, since)
+
+    def _mine(self) -> Watching:
+        """The watch, which in a forked child begins anew: what waits is the parent's."""
+        if self._generation != generation():
+            with making:
+                if self._generation != generation():
+                    self._turn = self._make_turn()
+                    self._watching.left()
+                    self._generation = generation()
+        return self._watching
+
+    def _end(self) -> Call[bool] | None:
+        """End the iteration; what is to be asked if somebody waits for its next step."""
+        watching = self._mine()
+        watching.closed = True
+        return calls.unwatch(watching.watcher) if self._turn.locked() else None
+
+
+class Watch(BaseWatch[threading.Lock]):
     """An iterator of Change and, where changes were missed, Resync. It ends when it is closed."""
 
     def __init__(self, request: Callable[[Call[Any]], Any], prefix: Any, since: int | None) -> None:
+        super().__init__(threading.Lock, prefix, since)
         self._request = request
-        self._turn = threading.Lock()
-        self._asking = False
-        self._generation = generation()
-        self._watching = Watching(prefix, since)
         if since is None:
             self._ask()  # so that what happens from now on is told
 
     def __iter__(self) -> Self:
         return self
-
-    def _mine(self) -> Watching:
-        """The watch, which in a forked child begins anew: what waits is the parent's."""
-        if self._generation != generation():
-            self._generation = generation()
-            self._turn = threading.Lock()
-            self._asking = False
-            self._watching.left()
-        return self._watching
 
     def __next__(self) -> Change | Resync:
         watching = self._mine()
@@ -133,23 +155,20 @@ class Watch:
 
     def _ask(self) -> None:
         watching = self._mine()
-        with self._turn:  # of the threads that share it, one asks
-            self._asking = True
+        with self._turn:
             try:
                 if not (watching.closed or watching.found):
                     watching.take(self._request(watching.call()))
             except PickleDBError:
                 if not watching.closed:  # else it was closed together with the database
                     raise
-            finally:
-                self._asking = False
 
     def close(self) -> None:
         """End the iteration, also where another thread waits for its next step."""
-        self._mine().closed = True
-        if self._asking:
+        call = self._end()
+        if call is not None:
             with contextlib.suppress(PickleDBError):  # who waits for nobody hears so himself
-                self._request(calls.unwatch(self._watching.watcher))
+                self._request(call)
 
     def __enter__(self) -> Self:
         return self

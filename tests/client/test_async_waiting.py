@@ -65,6 +65,23 @@ def test_what_was_asked_a_little_later_times_out_as_the_first_does(daemon):
     run(work())
 
 
+def test_the_timeout_is_kept_also_beside_a_request_that_may_wait_for_longer(daemon, db):
+    async def work():
+        its = async_client(daemon, timeout=0.5, cache_bytes=0)
+        with db.lock("x"):
+            waiting = asyncio.create_task(its.lock("x", timeout=2 * PATIENCE).acquire())
+            await until(lambda: db.info()["waiting"] == 1)
+            await asyncio.sleep(0.7)  # all other deadlines are over, so the next is the lock's
+            with stopped(daemon):
+                async with asyncio.timeout(PATIENCE / 2):
+                    with pytest.raises(RequestTimeout, match=r"within 0\.5 s"):
+                        await its.get("a")
+            waiting.cancel()
+        await its.close()
+
+    run(work())
+
+
 def test_what_waits_behind_others_that_have_no_answer_times_out_too(daemon):
     async def work():
         db = async_client(daemon, timeout=1)

@@ -25,8 +25,12 @@ from pickledbd_client import (
     RequestTimeout,
     Unavailable,
     calls,
+    locks,
+    owner,
 )
 from pickledbd_client.keeper import Keeper
+from pickledbd_client.owner import _told
+from pickledbd_client.route import leave
 from support import PATIENCE, Daemon, in_fork, is_alive, owner_pid, wait_until
 
 LONG = 600.0
@@ -198,6 +202,33 @@ def test_one_task_at_a_time_holds_it_and_may_take_it_again(daemon, other):
         assert [held.token, *tokens] == sorted({held.token, *tokens})  # in order of asking
         with pytest.raises(LockLost, match="not held here"):
             await db.lock("x").release()
+        await db.close()
+
+    run(work())
+
+
+def test_outside_of_a_task_there_is_none_to_hold_it(daemon, other):
+    async def work():
+        db = async_client(daemon)
+        lock = db.lock("x")
+        errors = []
+
+        def drive_by_hand():
+            for call in (lock.acquire, lock.release):
+                coroutine = call()
+                try:
+                    coroutine.send(None)
+                except Exception as error:  # noqa: BLE001 - what it is, is looked at
+                    errors.append(error)
+                finally:
+                    coroutine.close()
+
+        asyncio.get_running_loop().call_soon(drive_by_hand)
+        await until(lambda: len(errors) == 2)
+        for error in errors:
+            assert type(error) is RuntimeError
+            assert "inside of one" in str(error)
+        assert is_free(other)
         await db.close()
 
     run(work())
@@ -510,6 +541,62 @@ def test_a_daemon_that_halts_for_less_than_the_ttl_loses_nothing(daemon, db, oth
     waiter.go_on()
 
 
+def test_a_daemon_that_is_gone_is_looked_for_ever_less_often_but_in_time_for_the_locks(
+    location, monkeypatch
+):
+    daemon = Daemon(location)
+    sleep = Keeper._sleep
+    pauses = {}
+
+    def noted(self, seconds):
+        if self._session.channel is None and seconds is not None:
+            pauses.setdefault(self, []).append(seconds)
+        sleep(self, seconds)
+
+    looks = []
+
+    def told(path):
+        looks.append(path)
+        return _told(path)
+
+    monkeypatch.setattr(Keeper, "_sleep", noted)
+    monkeypatch.setattr(owner, "_told", told)
+    with contextlib.ExitStack() as stack:
+        long, short = (
+            stack.enter_context(contextlib.closing(daemon.client(timeout=None))) for _ in range(2)
+        )
+        held = long.lock("x", ttl=LONG).acquire()
+        short.lock("y", ttl=0.9).acquire()
+        keepers = [each._locks.keeper() for each in (long, short)]
+        wait_until(lambda: all(keeper._session.channel for keeper in keepers), "them to be kept")
+        pauses.clear()
+        daemon.kill()
+        looks.clear()
+        wait_until(
+            lambda: all(len(pauses.get(keeper, ())) > 5 for keeper in keepers), "some attempts"
+        )
+        assert len(looks) <= len(pauses[keepers[0]]) + len(pauses[keepers[1]])
+        assert pauses[keepers[0]][:6] == [0.1, 0.2, 0.4, 0.8, 1, 1]
+        assert pauses[keepers[1]][:2] == [0.1, 0.2]
+        assert set(pauses[keepers[1]][2:]) == {0.9 / 3}
+        daemon = Daemon(location)
+        wait_until(lambda: all(keeper._session.channel for keeper in keepers), "them to be kept")
+        assert long.set("k", 1, token=held.token)
+    daemon.check_and_stop()
+
+
+def test_the_keeper_starts_a_daemon_again_where_nobody_asks_anything(location):
+    with contextlib.closing(PickleDB(location)) as db:
+        with db.lock("x", ttl=LONG) as held:
+            pid = owner_pid(location)
+            os.kill(pid, signal.SIGKILL)
+            keeper = db._locks.keeper()
+            wait_until(lambda: owner_pid(location) not in (pid, None), "another daemon")
+            wait_until(lambda: keeper._session.channel is not None, "it to be reached")
+            assert not held.lost
+        assert db.info()["locks"] == 0
+
+
 # How waiting ends
 
 
@@ -666,6 +753,30 @@ def test_a_forked_child_does_not_hold_what_its_parent_does(db, other):
     assert is_free(other)
 
 
+def test_threads_of_a_forked_child_begin_anew_together(db, monkeypatch):
+    """Of two that find the fork at once, the slower one does not undo what the other holds."""
+
+    def child():
+        first_is_at_it, has_it = threading.Event(), threading.Event()
+
+        def leave_slowly(connections):
+            if not first_is_at_it.is_set():
+                first_is_at_it.set()
+                has_it.wait(1)  # in vain, if the other waits for this one
+            leave(connections)
+
+        monkeypatch.setattr(locks, "leave", leave_slowly)
+        slower = Waiter(db, timeout=0)
+        assert first_is_at_it.wait(PATIENCE)
+        with db.lock("y"):
+            has_it.set()
+            assert slower.got.wait(PATIENCE)
+        slower.go_on()
+
+    with db.lock("z"):
+        assert in_fork(child)
+
+
 def test_a_dropped_handle_lets_go_and_nothing_is_left_of_a_closed_one(daemon, db):
     def threads():
         return sum(thread.name == "pickledbd-keeper" for thread in threading.enumerate())
@@ -692,6 +803,19 @@ def test_a_dropped_handle_lets_go_and_nothing_is_left_of_a_closed_one(daemon, db
             "the descriptors to be closed",
         )
     assert db.info()["locks"] == 0
+
+
+def test_a_closed_one_whose_daemon_is_gone_for_good_leaves_no_thread(location):
+    daemon = Daemon(location)
+    db = daemon.client(timeout=None)
+    db.lock("x", ttl=LONG).acquire()
+    thread = db._locks.keeper()._thread
+    daemon.kill()
+    time.sleep(0.5)  # it looks for it
+    db.close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    os.unlink(f"{location}.lock")
 
 
 @pytest.mark.parametrize("halted", [False, True])
