@@ -146,8 +146,9 @@ class _Asked:
         if not self.answer.done():
             if self.sent is not None and COMMANDS[self.call.op].writes:
                 error.outcome_known = False
-            self.answer.set_exception(error)
-            self.answer.exception()  # who waits for it is told; if nobody does, nobody need be
+            with contextlib.suppress(asyncio.InvalidStateError):  # a Ctrl+C may cancel it just now
+                self.answer.set_exception(error)
+                self.answer.exception()  # who waits for it is told; if nobody does, nobody need be
 
 
 class _Line:
@@ -301,8 +302,7 @@ class _Line:
             assert self._channel is not None  # noqa: S101 - it has just told this
             raise self._channel.unexpected(reply)
         if reply.more:
-            asked.deadline = self._route.deadline()  # it tells that the daemon is at it
-            self._expire_by(asked.deadline)
+            self._wait_on()
             if not asked.answer.done():
                 asked.parts.append(reply)
             return
@@ -312,7 +312,18 @@ class _Line:
         if asked.answer.done():
             return  # nobody waits for it any more
         self._keep(asked.call, reply)
-        asked.answer.set_result(reply)
+        with contextlib.suppress(asyncio.InvalidStateError):  # a Ctrl+C may cancel it just now
+            asked.answer.set_result(reply)
+
+    def _wait_on(self) -> None:
+        """The daemon is at something long, for which what was asked later may have to wait, too."""
+        deadline = self._route.deadline()
+        if deadline is None:
+            return
+        for asked in self._sent.values():
+            if asked.call.patience == OWN:
+                asked.deadline = deadline
+        self._expire_by(deadline)
 
     def _keep(self, call: Call[Any], reply: Reply) -> None:
         channel = self._channel

@@ -335,7 +335,7 @@ class Engine:
         if self._tasks:  # one of them may fail, which is to be looked after
             self._tick_at = min(self._tick_at, now + TICK_SECONDS)
         due = min(due, self._tick_at)
-        if self._waiting:
+        if self._waiting or self._held:
             self.tell_alive(now)
             due = min(due, self._tell_alive)
         else:
@@ -367,10 +367,14 @@ class Engine:
         self._end_turn()
 
     def tell_alive(self, now: float) -> None:
-        """Tell those who wait for something long, now and then, that it is being done."""
+        """Tell those who wait for something long, now and then, that it is being done.
+
+        Of what is held, the first of each connection is told so: what comes behind it waits too.
+        """
         if now >= self._tell_alive:
             self._tell_alive = now + ALIVE_SECONDS
-            for peer, request_id in self._waiting:
+            held = ((peer, requests[0].id) for peer, requests in self._held.items())
+            for peer, request_id in (*self._waiting, *held):
                 self._replies.append((peer, encode_reply(request_id, b"{}", more=True)))
 
     def _admit_held(self) -> bool:

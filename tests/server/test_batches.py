@@ -6,11 +6,13 @@ import concurrent.futures
 import contextlib
 import json
 import threading
+import time
 
 import pytest
 
 from pickledbd import batches
 from pickledbd.clock import now_ms
+from pickledbd.engine import ALIVE_SECONDS
 from pickledbd_client import InvalidValue
 from pickledbd_client.calls import Call
 from support import Daemon
@@ -255,6 +257,25 @@ def test_a_batch_that_fails_leaves_those_alone_that_are_put_in_place(wire, chunk
         found = [wired.engine._store.get(key) is None for key in (first, last)]
         assert found[0] == found[1]
     assert content(wired) == good[0] | good[1]
+
+
+def test_who_has_to_wait_for_anothers_batch_is_told_that_it_is_being_done(wired):
+    """Of each connection the first request that has to."""
+    send_parts(wired, "set_many", [ITEMS], client="its own")
+    wired.engine.finish_turn()
+    while not wired.engine._store.folding:
+        wired.tasks.run(0)
+    asked = [wired.receive(op, peer=peer) for op in ("len", "all") for peer in (b"1", b"2")]
+    wired.engine.finish_turn()
+    now = time.monotonic()
+    wired.engine.tick(now)  # it looks at the time from here on
+    wired.engine.take_replies()
+    wired.engine.tick(now + 2 * ALIVE_SECONDS)
+    told = [(peer, json.loads(reply)) for peer, reply in wired.engine.take_replies()]
+    alive = {"result": {}, "more": True}
+    assert told == [(peer, {"id": n} | alive) for peer, n in zip((b"1", b"2"), asked[:2], strict=True)]
+    lengths = {reply["id"]: reply["result"].get("len") for _, reply in wired.turn()}
+    assert [lengths[n] for n in asked] == [len(ITEMS), len(ITEMS), None, None]
 
 
 def test_a_batch_that_its_client_gave_up_hides_no_later_answer(wire):
