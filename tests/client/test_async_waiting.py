@@ -17,6 +17,29 @@ from pickledbd_client.async_link import IN_FLIGHT
 from support import PATIENCE, Daemon, answering
 
 
+def test_what_was_asked_behind_something_long_waits_on_too(tmp_path):
+    """The daemon tells of the first that it is being done, the others have to wait for that."""
+    asked = []
+
+    def answer(number):
+        asked.append(number)
+        if len(asked) == 2:
+            for _ in range(5):
+                time.sleep(0.3)  # together longer than the client's patience
+                yield json.dumps({"id": asked[0], "result": {}, "more": True})
+            for each in asked:
+                yield json.dumps({"id": each, "result": {"len": each}})
+
+    async def work():
+        endpoint = f"ipc://{tmp_path}/socket"
+        with answering(endpoint, 3, answer):
+            db = AsyncPickleDB(endpoint, timeout=1.0)
+            assert await asyncio.gather(db.len(), db.len()) == asked
+            await db.close()
+
+    run(work())
+
+
 def test_what_has_no_answer_times_out_and_tells_what_is_known(daemon):
     async def work():
         db = async_client(daemon, timeout=1, cache_bytes=0)

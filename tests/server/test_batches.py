@@ -273,7 +273,9 @@ def test_who_has_to_wait_for_anothers_batch_is_told_that_it_is_being_done(wired)
     wired.engine.tick(now + 2 * ALIVE_SECONDS)
     told = [(peer, json.loads(reply)) for peer, reply in wired.engine.take_replies()]
     alive = {"result": {}, "more": True}
-    assert told == [(peer, {"id": n} | alive) for peer, n in zip((b"1", b"2"), asked[:2], strict=True)]
+    assert told == [
+        (peer, {"id": n} | alive) for peer, n in zip((b"1", b"2"), asked[:2], strict=True)
+    ]
     lengths = {reply["id"]: reply["result"].get("len") for _, reply in wired.turn()}
     assert [lengths[n] for n in asked] == [len(ITEMS), len(ITEMS), None, None]
 
