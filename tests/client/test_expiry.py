@@ -20,9 +20,12 @@ from pickledbd_client import Conflict, InvalidValue
 from pickledbd_protocol import TTL_MS_MAX
 from support import PATIENCE, Daemon, wait_until
 
-LATE = 20.0
-"""Seconds that the end of a key may be late on a machine that does other things. It is promised
-within 0.05 s, which the test of precision asserts for the best of many."""
+LATE = 0.05
+"""Seconds that the end of a key may be late. However busy the machine is, no request that begins
+later than that may find the key."""
+
+BETWEEN = 20.0
+"""Seconds that may pass between two requests on a machine that does other things."""
 
 
 class Blocking:
@@ -68,7 +71,7 @@ def any_db(request, daemon):
 
 def is_about(left, seconds):
     """Whether of a time to live of `seconds`, given just now, so much may be left."""
-    return seconds - LATE < left <= seconds
+    return seconds - BETWEEN < left <= seconds
 
 
 def wait_for_the_end_of(db, key):
@@ -320,7 +323,6 @@ def busy_writers(location, count):
 
 
 def test_under_load_no_key_is_gone_before_its_time_and_all_are_soon_after(daemon, db, other):
-    late = []
     with busy_writers(daemon.location, 4):
         for number in range(20):
             key, ttl = f"precise:{number}", 0.03 + 0.01 * number
@@ -335,13 +337,10 @@ def test_under_load_no_key_is_gone_before_its_time_and_all_are_soon_after(daemon
                 ended = time.monotonic()
                 if gone:
                     break
-                # It was there at some moment after this began: not after its time and the patience
+                # It was there at some moment after this began
                 assert began - answered < ttl + LATE
             assert ended - asked >= ttl, "it is gone before its time"
-            late.append(began - answered - ttl)
     db.purge()  # of what the writers left nothing is to end just when the file is looked at
-    # When it was looked for the machine may have been at something else, but not each time
-    assert min(late) <= 0.05
 
 
 def test_a_reader_with_a_cache_never_sees_a_key_after_its_time(db, other):
