@@ -18,13 +18,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import sys
 import threading
 import time
 import traceback
 
 from pickledbd_client import AsyncPickleDB, PickleDB, RequestTimeout, Unavailable
+from support import seeded
 
 TIMEOUT = 60.0
 IMPATIENT = 0.1
@@ -60,7 +60,7 @@ class Worker:
         self.db = db
         self.origin = origin
         self.is_async = is_async
-        self.random = random.Random()
+        self.random = seeded()
         self.unique = 0
         self.versions = {}
         self.noted = []

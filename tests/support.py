@@ -8,6 +8,7 @@ import fcntl
 import io
 import json
 import os
+import random
 import re
 import select
 import signal
@@ -40,6 +41,13 @@ def wait_until(condition, what, patience=PATIENCE):
         assert time.monotonic() < deadline, f"waited {patience} s for {what}"
         time.sleep(0.01)
     return value
+
+
+def seeded():
+    """Chance that can be had again: a test that fails shows what was printed here."""
+    seed = random.randrange(2**32)
+    print(f"random.Random({seed})", file=sys.stderr)  # noqa: T201
+    return random.Random(seed)
 
 
 class Daemon:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ import pytest
 
 import counting
 from counting import WAYS, key_of
-from support import PATIENCE, Daemon, wait_until
+from support import PATIENCE, Daemon, seeded, wait_until
 
 LONG_PATIENCE = 1800.0
 
@@ -105,7 +104,7 @@ def test_each_number_is_counted_once_in_all_ways_by_threads_processes_and_tasks(
         for n in range(4)
     ]
     crowd = Crowd(location, 0, ways)
-    moments = random.Random()
+    moments = seeded()
     try:
         for _ in range(3):
             before = crowd.counted_so_far()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from linearizable import (
     unexplained_expiring,
     versions_of,
 )
-from support import PATIENCE, Daemon
+from support import PATIENCE, Daemon, seeded
 
 # The checker
 
@@ -226,7 +225,7 @@ class Crowd:
 
     def __init__(self, location, processes):
         self.location = location
-        self.random = random.Random()
+        self.random = seeded()
         self.daemon = Daemon(location)
         # some know the path, others the endpoint
         targets = [str(location), self.daemon.endpoint]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import locking
-from support import PATIENCE, Daemon, wait_until
+from support import PATIENCE, Daemon, seeded, wait_until
 
 
 class Process:
@@ -106,7 +106,7 @@ def test_a_crowd_waits_without_using_the_processor_and_is_served_in_order(locati
 @pytest.mark.parametrize("kills", [8, pytest.param(300, marks=pytest.mark.long)])
 def test_holders_that_are_killed_lose_nothing_and_hold_nobody_up(location, kills):
     """Whoever comes next has it at once, though its ttl is longer than all patience."""
-    chance = random.Random()
+    chance = seeded()
     daemon = Daemon(location)
     numbers = iter(range(1_000_000))
 
