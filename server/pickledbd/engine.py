@@ -26,7 +26,7 @@ from pickledbd.disk import DiskError
 from pickledbd.handlers import HANDLERS, READERS, carry_out
 from pickledbd.journal import Journal
 from pickledbd.large import Large, fault
-from pickledbd.parking import Parking
+from pickledbd.parking import WAITING, Parking
 from pickledbd.reaping import Reaper
 from pickledbd.records import Answer
 from pickledbd.retries import Retries, answer_to
@@ -61,9 +61,6 @@ HELD_AT_ONCE = 64
 
 LONG_SECONDS = 3600.0
 """How soon the daemon looks at its clock at the latest."""
-
-PARKING = {"lock", "keep", "watch", "unwatch"}
-"""Commands by which clients wait for each other."""
 
 
 @dataclass(slots=True)
@@ -179,7 +176,7 @@ class Engine:
         handler = HANDLERS.get(name)
         if handler is not None:
             return encode_reply(request.id, handler(self._store, request.args))
-        if name in PARKING:
+        if name in WAITING:
             return self._park(peer, request)
         if name in READERS:
             self._turn.reads.append((peer, request))

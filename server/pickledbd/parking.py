@@ -17,6 +17,9 @@ from pickledbd.locks import Lock, Waiter, told_of
 from pickledbd.store import Store
 from pickledbd_protocol import Request, encode_reply
 
+WAITING = {"lock", "keep", "watch", "unwatch"}
+"""Commands by which clients wait for each other: what `Parking` handles."""
+
 Peer = bytes
 
 Replies = list[tuple[Peer, bytes]]
@@ -35,7 +38,7 @@ class Parking:
         self._left: Replies = []  # to those who are not to wait any longer
 
     def handle(self, peer: Peer, request: Request) -> bytes | None:
-        """The result of a `lock`, `keep`, `watch` or `unwatch`; None if it is parked."""
+        """The result of a command of WAITING; None if it is parked."""
         name, args = request.command.name, request.args
         if name == "watch":
             return self._feed.ask(
