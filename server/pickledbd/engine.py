@@ -460,11 +460,11 @@ class Engine:
         self._store.counters.keep_up()
         self._store.feed.upkeep()
 
-    def gone(self, peer: Peer) -> None:
-        """The connection of `peer` was lost."""
+    def gone(self, *peers: Peer) -> None:
+        """The connections of these were lost."""
         if self._waiting:
-            self._gone.add(peer)
-        self._note(self._parking.gone(peer))
+            self._gone.update(peers)
+        self._note([text for peer in peers for text in self._parking.gone(peer)])
 
     def _free(self) -> Task[None]:
         yield from self._store.free()

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import select
 import signal
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Iterable
 from types import FrameType
 
@@ -47,6 +49,10 @@ BUSY_PAUSE = 2.0
 
 QUIET_SECONDS = 0.002
 """After so long without a request nobody is asking."""
+
+LOST_A_TURN = 64
+"""Lost connections of which the engine is told at a time: each may have held locks, and others may
+wait for these."""
 
 REPLIES_QUEUED = 10_000
 """Replies that one client may leave unread before it loses further ones."""
@@ -130,6 +136,8 @@ class Loop:
         self._connections: set[int] = set()  # their descriptors
         self._peers: dict[int, bytes] = {}  # by them, those who have asked something
         self._known: set[bytes] = set()  # the same
+        self._lost: deque[bytes] = deque()  # peers of whose end the engine is to be told
+        self._uncounted = False  # whether there may be more to be told of connections
         self._stays_until = 0.0  # whatever its idle exit
         self._replies_lost = 0
         self._tell_lost_at = 0.0
@@ -184,9 +192,12 @@ class Loop:
             if now >= next_upkeep:
                 self._upkeep()
                 next_upkeep = now + UPKEEP_SECONDS
+            self._tell_lost()
             wake = min(next_upkeep, self._engine.tick(now))
             # Those of tasks, and of what was held: none is to wait for the next message
             self._deliver(self._engine.take_replies())
+            if self._lost or self._uncounted:
+                wake = now
             if self._idle_exit is not None and not self._connections and not self._tasks:
                 ends = max(quiet_since + self._idle_exit, self._stays_until)
                 if now >= ends:
@@ -232,6 +243,8 @@ class Loop:
             self._engine.tell_alive(time.monotonic())
             self._deliver(self._engine.take_replies())
 
+        while self._lost:
+            self._tell_lost()
         failure = self._engine.finish(progress)
         self._deliver(self._engine.take_replies())
         return failure
@@ -246,16 +259,15 @@ class Loop:
     def _turn(self, ready: list[int], *, arrived: bool) -> bool:
         """Take what has arrived, apply it, answer it. False if there was nothing."""
         router, engine = self._router, self._engine
-        if ready:
-            if self._monitor_fd in ready:
-                self._count_connections()
-            if self._signals_fd in ready:
-                self._signals.drain()
-            arrived = arrived or _readable(router)
+        until = time.monotonic() + TURN_SECONDS
+        if self._uncounted or self._monitor_fd in ready:
+            self._count_connections(until)
+        if self._signals_fd in ready:
+            self._signals.drain()
+        arrived = arrived or (bool(ready) and _readable(router))
         if not arrived:
             return False
         count = 0
-        until = time.monotonic() + TURN_SECONDS
         while True:
             peer = router.recv(zmq.NOBLOCK)
             frame = router.recv(zmq.NOBLOCK, copy=False)
@@ -275,8 +287,10 @@ class Loop:
         self._deliver(engine.finish_turn())
         return True
 
-    def _count_connections(self) -> None:
-        while _readable(self._monitor):
+    def _count_connections(self, until: float = math.inf) -> None:
+        """Know which connections were made and lost: all of them, or what `until` allows."""
+        self._uncounted = False
+        while not self._uncounted and _readable(self._monitor):
             event, descriptor = _EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
             if event == zmq.EVENT_ACCEPTED:
                 if not self._connections and self._idle_exit is not None:
@@ -290,8 +304,15 @@ class Loop:
                 peer = self._peers.pop(descriptor, None)
                 if peer is not None:
                     self._known.discard(peer)
-                    self._engine.gone(peer)
+                    self._lost.append(peer)
             self._status.clients = len(self._connections)
+            self._uncounted = time.monotonic() >= until
+
+    def _tell_lost(self) -> None:
+        """Have the engine know of lost connections. It makes what comes of it durable together."""
+        if self._lost:
+            some = [self._lost.popleft() for _ in range(min(LOST_A_TURN, len(self._lost)))]
+            self._engine.gone(*some)
 
     def _meet(self, peer: bytes, frame: zmq.Frame) -> bool:
         """Know by which connection a peer's message came; False if that was lost since.
@@ -309,7 +330,7 @@ class Loop:
             return False
         if other is not None:
             self._known.discard(other)
-            self._engine.gone(other)
+            self._lost.append(other)
         self._peers[descriptor] = peer
         self._known.add(peer)
         return True
@@ -324,7 +345,7 @@ class Loop:
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
-                self._engine.gone(peer)
+                self._lost.append(peer)
 
     def _count_lost_reply(self) -> None:
         # One line for many: whoever reads the log must not be able to hold the loop up.
