@@ -17,6 +17,7 @@ from pickledbd.loop import Loop
 from pickledbd.queues import Waiter
 from pickledbd.status import Status
 from pickledbd.tasks import Tasks
+from pickledbd.watches import Feed
 
 FEW, MANY = 200, 1600
 
@@ -57,7 +58,23 @@ def locks_of(many, name, peer):
     return die
 
 
-@pytest.mark.parametrize("of", [locks_of])
+def watches_of(many, name, peer):
+    """Processes which watch, some of them the same; how they die."""
+    feed = Feed()
+    for n in range(many):
+        watch = {"prefix": name(n % 7), "watcher": name(f"watcher {n}")}
+        assert feed.ask(peer(b"p%d" % n), 1, since=feed.sequence, **watch) is None
+    assert len(feed) == many
+
+    def die():
+        for n in range(many):
+            feed.gone(peer(b"p%d" % n))
+        assert len(feed) == 0
+
+    return die
+
+
+@pytest.mark.parametrize("of", [locks_of, watches_of])
 def test_the_end_of_one_of_many_takes_no_longer_than_that_of_one_of_few(of):
     a_process = []
     for many in (FEW, MANY):
