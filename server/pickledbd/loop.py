@@ -196,7 +196,7 @@ class Loop:
             wake = min(next_upkeep, self._engine.tick(now))
             # Those of tasks, and of what was held: none is to wait for the next message
             self._deliver(self._engine.take_replies())
-            if self._lost or self._uncounted:
+            if self._lost or self._uncounted or self._engine.amidst:
                 wake = now
             if self._idle_exit is not None and not self._connections and not self._tasks:
                 ends = max(quiet_since + self._idle_exit, self._stays_until)
@@ -243,6 +243,9 @@ class Loop:
             self._engine.tell_alive(time.monotonic())
             self._deliver(self._engine.take_replies())
 
+        while self._engine.amidst:
+            self._engine.go_on()
+            self._deliver(self._engine.finish_turn())
         while self._lost:
             self._tell_lost()
         failure = self._engine.finish(progress)
@@ -264,9 +267,18 @@ class Loop:
             self._count_connections(until)
         if self._signals_fd in ready:
             self._signals.drain()
-        arrived = arrived or (bool(ready) and _readable(router))
-        if not arrived:
+        if engine.amidst:
+            engine.go_on()
+        elif arrived or (ready and _readable(router)):
+            self._take_in(until)
+        else:
             return False
+        self._deliver(engine.finish_turn())
+        return True
+
+    def _take_in(self, until: float) -> None:
+        """Take what has arrived, at least one message, and hand it to the engine."""
+        router, engine = self._router, self._engine
         count = 0
         while True:
             peer = router.recv(zmq.NOBLOCK)
@@ -278,14 +290,12 @@ class Loop:
                 frames.append(frame.bytes)
             engine.receive(peer, frames)
             if not connected:
-                engine.gone(peer)
+                self._lost.append(peer)
             count += 1
             if count >= MESSAGES_A_TURN or engine.turn_over or time.monotonic() >= until:
                 break
             if not _readable(router):
                 break
-        self._deliver(engine.finish_turn())
-        return True
 
     def _count_connections(self, until: float = math.inf) -> None:
         """Know which connections were made and lost: all of them, or what `until` allows."""
@@ -310,7 +320,7 @@ class Loop:
 
     def _tell_lost(self) -> None:
         """Have the engine know of lost connections. It makes what comes of it durable together."""
-        if self._lost:
+        if self._lost and not self._engine.amidst:  # what they asked before that is to come first
             some = [self._lost.popleft() for _ in range(min(LOST_A_TURN, len(self._lost)))]
             self._engine.gone(*some)
 

@@ -28,14 +28,17 @@ BYTES_MAX = 64 * 2**20
 MANY = 10_000
 """Changes made at once beyond which they are not told one by one."""
 
-TOLD_AT_ONCE = 1000
+TOLD_AT_ONCE = 250
 """Changes in an answer, at most."""
 
 TOLD_BYTES = 2**18
 """Bytes of an answer beyond which it is not made larger."""
 
-LOOKED_AT_ONCE = 5000
+LOOKED_AT_ONCE = 1000
 """Changes that are looked at for one request, at most."""
+
+ANSWER_SECONDS = 0.001
+"""How long those who were woken are answered at a time; the others then have their turn later."""
 
 IDLE_SECONDS = 60.0
 """How long after the last watcher has gone its changes are still held, for it to come back."""
@@ -121,7 +124,8 @@ class Feed:
         return None
 
     def answers(self) -> Iterable[tuple[Peer, int, bytes]]:
-        """The answers to those whom the changes since they were parked concern."""
+        """The answers to those whom the changes since they were parked concern, or to some."""
+        until = time.monotonic() + ANSWER_SECONDS
         known: Group | None = None
         answer = b""
         while (taken := self._watchers.take()) is not None:
@@ -133,6 +137,8 @@ class Feed:
                 else:
                     answer = self._answer(*self._since(group.since, group.prefix))
             yield *name, answer
+            if time.monotonic() >= until:
+                return
 
     def leave(self, watcher: str) -> list[tuple[Peer, int]]:
         """Have the requests of a watcher wait no longer, nor what may be on its way; these."""

@@ -145,13 +145,26 @@ class Watching(RuleBasedStateMachine):
             self.take(name, since, answer, may_resync=since < self.lost)
 
     @rule()
+    def answer_one(self):
+        """What the engine does at the end of each turn, if there is time for one only."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(watches, "ANSWER_SECONDS", -1)
+            self.answer_some(at_most=1)
+
+    def answer_some(self, at_most=2**63):
+        count = 0
+        for peer, request, answer in self.feed.answers():
+            name, since = self.parked.pop((peer, request))
+            first, *_ = self.of_interest(name, since)[0]
+            self.take(name, since, answer, may_resync=first <= self.lost)
+            count += 1
+        assert count <= at_most
+
+    @rule()
     def answer(self):
-        """What the engine does at the end of each turn."""
-        if self.feed.restless:
-            for peer, request, answer in self.feed.answers():
-                name, since = self.parked.pop((peer, request))
-                first, *_ = self.of_interest(name, since)[0]
-                self.take(name, since, answer, may_resync=first <= self.lost)
+        """What it does in one turn, or in some more if there is no time for all."""
+        while self.feed.restless:
+            self.answer_some()
         for name, since in self.parked.values():
             assert self.of_interest(name, since) == [], "it was not woken"
         assert not self.feed.restless
@@ -266,6 +279,13 @@ def test_who_is_parked_beside_any_number_of_changes_that_are_not_its_own_has_mis
     assert json.loads(answer) == {"changes": [[last, "mine:", 2]], "seq": last}
 
 
+def all_answers(feed):
+    found = []
+    while feed.restless:
+        found += feed.answers()
+    return found
+
+
 class Looked(str):
     """A key, and how often it is compared with what anybody waits for."""
 
@@ -295,7 +315,7 @@ def test_a_change_takes_few_looks_however_many_prefixes_of_whatever_lengths_are_
         looked = Looked(key)
         feed.note(looked, b"1")
         assert looked.times <= 100
-        assert len(list(feed.answers())) == concerns
+        assert len(all_answers(feed)) == concerns
 
 
 @pytest.mark.usefixtures("_large")
@@ -308,8 +328,26 @@ def test_those_who_wait_for_the_same_are_woken_once_and_answered_the_same():
         looked = Looked("k1")
         feed.note(looked, b"%d" % n)
         assert looked.times <= (2 if n == 0 else 0)
-    assert len({answer for _, _, answer in feed.answers()}) == 1
+    assert len({answer for _, _, answer in all_answers(feed)}) == 1
     assert len(feed) == 0
+
+
+@pytest.mark.usefixtures("_large")
+def test_very_many_who_are_woken_are_answered_in_turns_by_an_engine_that_goes_on(
+    wired, monkeypatch
+):
+    monkeypatch.setattr(watches, "ANSWER_SECONDS", -1)
+    since = wired.ask("watch")["seq"]
+    for n in range(50):
+        wired.receive("watch", {"since": since, "prefix": "k" * (n % 5), "watcher": "w"})
+    assert wired.turn() == []
+    wired.receive("set", {"key": "kkkkk", "value": 1})
+    assert len(wired.engine.finish_turn()) == 2  # that of the set, and one
+    for left in range(48, -1, -1):
+        now = time.monotonic()
+        assert (wired.engine.tick(now) == now) is (left > 0), "it is to be called again at once"
+        assert len(wired.engine.take_replies()) == 1
+    assert wired.turn() == []
 
 
 def test_who_asks_and_asks_and_never_has_to_wait_still_watches(monkeypatch):
