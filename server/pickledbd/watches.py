@@ -80,6 +80,14 @@ class Feed:
         if self._bytes > BYTES_MAX or len(self._changes) - self._first > CHANGES_MAX:
             self._trim()
 
+    def note_all(self, count: int, changes: Iterable[Change]) -> None:
+        """So many changes were committed at once."""
+        if self.active and count <= MANY:
+            for key, value in changes:
+                self.note(key, value)
+        else:
+            self.skip()
+
     def skip(self) -> None:
         """Changes were committed that are not told one by one."""
         self._sequence += 1

@@ -520,12 +520,15 @@ class Fed:
     def adopt(self, items, clear):
         batch = Table()
         batch.extend(list(items), list(items.values()))
+        there = [key for keys, _ in self.store.view() for key in keys] if clear else []
         self.store.adopt(batch, clear=clear)
-        if clear:
+        if len(there) + len(items) > watches.MANY:
             self.told = []
             self.resyncs += 1
         else:
+            self.told += [(key,) for key in there]
             self.told += [(key, json.loads(text)) for key, text in items.items()]
+        if not clear:
             self.folds = self.store.fold()
 
     def fold(self):
@@ -563,6 +566,8 @@ class Fed:
                 assert [one for one in mirror.told if one[0] == key] == [
                     one for one in self.told if one[0] == key
                 ]
+        else:
+            assert self.resyncs, "nothing was lost"
         self.told, mirror.told, self.resyncs = [], [], 0
 
 
