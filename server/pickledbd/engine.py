@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -52,6 +53,9 @@ Peer = bytes
 
 ALIVE_SECONDS = 1.0
 """How often who waits for something long is told that it is being done."""
+
+MESSAGE_SECONDS = 0.0015
+"""How long several requests of one message are applied before others have their turn."""
 
 TICK_SECONDS = 0.05
 """How soon after a write, or a task, the saver looks whether it has something to do."""
@@ -114,25 +118,42 @@ class Engine:
         self._freeing = False
         self._tick_at = 0.0
         self._gone: set[Peer] = set()
+        self._sender: Peer = b""  # of the last message
+        self._rest: deque[Request | Refused] = deque()  # of it, what was not taken in yet
         self._gathering: set[Peer] = set()  # who have asked for several things in one message
 
     # Turns
 
     def receive(self, peer: Peer, frames: Sequence[bytes]) -> None:
-        """Take in one message."""
-        requests = decode_requests(frames)
-        if len(requests) > 1:
+        """Take in one message, or what of it there is time for. Not while `amidst` another."""
+        self._sender, self._rest = peer, deque(decode_requests(frames))
+        self.go_on()
+
+    @property
+    def amidst(self) -> bool:
+        """Whether there is more of a message, to `go_on` with before anything else comes."""
+        return bool(self._rest)
+
+    def go_on(self) -> None:
+        """Take in the rest of a message, or what of it there is time for."""
+        peer, rest = self._sender, self._rest
+        is_alone = len(rest) == 1
+        if not is_alone:
             self._gathering.add(peer)
-        for request in requests:
+        until = time.monotonic() + MESSAGE_SECONDS
+        while rest:
             if self.turn_over:  # by the request before, of the same message
                 self._end_turn()
+            request = rest.popleft()
             if not isinstance(request, Refused):
                 self._admit(peer, request)
             elif request.is_part and request.id is not None:
                 self._batches.refuse(peer, request.id, request.error)
             else:
                 self._replies.append((peer, encode_error(request.id, request.error)))
-        if len(requests) > 1 and self._journal.durable != "fsync":
+            if time.monotonic() >= until:
+                break
+        if rest or not (is_alone or self._journal.durable == "fsync"):
             # Whoever has further ones under way goes on with these while those are applied. But a
             # turn that waits for the disk is worth being shared
             self.turn_over = True
@@ -338,7 +359,7 @@ class Engine:
         else:
             self._gone.clear()
             self._tell_alive = now + ALIVE_SECONDS
-        return now if held_back else due
+        return now if held_back or self._parking.restless else due
 
     def _come_due(self, now: float) -> float:
         """Do what the daemon's clock says; when to look again at the latest."""
@@ -434,11 +455,11 @@ class Engine:
         """Nobody was served for a while, so no lock could be kept: have their time begin anew."""
         self._store.locks.begin()
 
-    def gone(self, peer: Peer) -> None:
-        """The connection of `peer` was lost."""
+    def gone(self, *peers: Peer) -> None:
+        """The connections of these were lost."""
         if self._waiting:
-            self._gone.add(peer)
-        self._note(self._parking.gone(peer))
+            self._gone.update(peers)
+        self._note([text for peer in peers for text in self._parking.gone(peer)])
 
     def _free(self) -> Task[None]:
         yield from self._store.free()

@@ -1,11 +1,12 @@
 """Locks: who holds one, who waits for it, and until when.
 
-May live here: the state and its rules (SPEC.md, Locks), no sockets and no files. A lock is named,
-and held by an *ask*, which its *holder*, a process with a connection of its own, has numbered. It
-is a lease: it ends at its deadline unless the holder keeps it, and at once when the holder's
-connection is lost, and is then given to the ask that waits longest. Each grant has a *fencing
-token* that is higher than all before it, after Kleppmann ("How to do distributed locking", 2016):
-a write that names the token is refused once the lock is lost.
+May live here: the state and its rules (SPEC.md, Locks), no sockets and no files; the order of
+those who wait is that of `queues`. A lock is named, and held by an *ask*, which its *holder*, a
+process with a connection of its own, has numbered. It is a lease: it ends at its deadline unless
+the holder keeps it, and at once when the holder's connection is lost, and is then given to the ask
+that waits longest. Each grant has a *fencing token* that is higher than all before it, after
+Kleppmann ("How to do distributed locking", 2016): a write that names the token is refused once the
+lock is lost.
 
 What a restart does, or a time in which the daemon was halted: locks that are held stay so, with
 their time beginning anew, so that holders that live can come back. After a restart, who waited
@@ -16,18 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import count
 from typing import Any
 
 from pickledbd.clock import now_ms
+from pickledbd.queues import Ask, Peer, Queues, Waiter
+from pickledbd.ties import Ties
 from pickledbd.wheel import Wheel
 from pickledbd_protocol import LockLost, ProtocolError, shown
-
-Peer = bytes
-
-Ask = tuple[str, int]
-"""A holder, and its number of the ask."""
-
 
 GRANT_MS = 1000
 """How long a grant may take to be made durable, where its asker is not to wait any longer."""
@@ -50,23 +46,6 @@ class Lock:
     """When it is to be looked whether it has ended."""
 
 
-@dataclass(slots=True)
-class Waiter:
-    """An ask that waits, and the request to be answered."""
-
-    name: str
-    ask: Ask
-    ttl_ms: int
-    peer: Peer
-    request_id: int
-    since: int
-    until: int | None
-    order: int = 0
-    """Among those who have asked in the same millisecond."""
-    is_late: bool = False
-    """Whether its time is over, but it is its turn."""
-
-
 Undo = Callable[[], None]
 
 
@@ -83,16 +62,12 @@ class Locks:
         self._held: dict[str, Lock] = {}
         self._by_ask: dict[Ask, Lock] = {}
         self._by_token: dict[int, Lock] = {}
-        self._queues: dict[str, dict[Ask, Waiter]] = {}
-        self._unsorted: set[str] = set()  # queues in which somebody stands behind others
-        self._waiting: dict[Ask, Waiter] = {}
+        self._held_by: Ties[str, str] = Ties()  # names, to holders
+        self._connections: Ties[str, Peer] = Ties()  # holders, to those of their own
+        self._asked_by: Ties[Ask, Peer] = Ties()  # what holders without one hold, to who asked
+        self._queues = Queues()
         self._over: dict[Ask, None] = {}  # the newest last
-        self._orders = count()
-        self._asked_by: dict[Peer, dict[Ask, None]] = {}  # what waits
-        self._connections: dict[str, Peer] = {}  # of holders
-        self._untied: dict[Ask, Peer] = {}  # what holders without one hold, and who asked
         self._ends: Wheel[str] = Wheel()  # locks
-        self._patience: Wheel[Ask] = Wheel()
         self._free: dict[str, None] = {}  # names of those that may have to be given to somebody
 
     def __len__(self) -> int:
@@ -101,14 +76,14 @@ class Locks:
     @property
     def waiting(self) -> int:
         """How many asks wait."""
-        return len(self._waiting)
+        return len(self._queues)
 
     # Requests
 
     def ask(self, waiter: Waiter) -> int | None:
         """Have `waiter` wait, unless its ask was granted before: then its token."""
         held = self._by_ask.get(waiter.ask)
-        before = self._waiting.get(waiter.ask)  # by a connection that its client gave up
+        before = self._queues.get(waiter.ask)  # by a connection that its client gave up
         if any(known is not None and known.name != waiter.name for known in (held, before)):
             raise ProtocolError(
                 f"lock: ask {waiter.ask[1]} of this holder is not for {shown(waiter.name)}; "
@@ -119,11 +94,7 @@ class Locks:
             return held.token
         if held is not None:
             self._end(held)
-        waiter.order = next(self._orders)
-        if before is not None:
-            waiter.since, waiter.order = min(_turn(waiter), _turn(before))
-            self.forget(before.ask)
-        self._enqueue(waiter)
+        self._queues.join(waiter)
         if waiter.name not in self._held:
             self._free[waiter.name] = None
         return None
@@ -136,82 +107,49 @@ class Locks:
     def _tie(self, waiter: Waiter) -> None:
         """Have a holder without a connection of its own hold no longer than that of its asker."""
         if waiter.ask[0] not in self._connections:
-            self._untied[waiter.ask] = waiter.peer
+            self._asked_by.tie(waiter.ask, waiter.peer)
 
     def is_over(self, ask: Ask) -> bool:
         """Whether a request for it comes late: another connection was quicker with its release."""
         return ask in self._over
 
-    def _enqueue(self, waiter: Waiter) -> None:
-        self._waiting[waiter.ask] = waiter
-        if waiter.until is not None:
-            self._patience.add(waiter.ask, waiter.until)
-        self._asked_by.setdefault(waiter.peer, {})[waiter.ask] = None
-        queue = self._queues.setdefault(waiter.name, {})
-        last = next(reversed(queue.values()), None)
-        queue[waiter.ask] = waiter
-        if last is not None and _turn(waiter) < _turn(last):
-            self._unsorted.add(waiter.name)
-
-    def _front(self, name: str) -> Waiter:
-        """Whose turn it is, of those who wait."""
-        queue = self._queues[name]
-        if name in self._unsorted:
-            self._unsorted.discard(name)
-            in_turn = sorted(queue.items(), key=lambda each: _turn(each[1]))
-            queue = self._queues[name] = dict(in_turn)
-        return next(iter(queue.values()))
-
     def forget(self, ask: Ask) -> None:
         """Have `ask` wait no longer."""
-        waiter = self._waiting.pop(ask, None)
-        if waiter is not None:
-            if waiter.until is not None:
-                self._patience.discard(ask, waiter.until)
-            queue = self._queues[waiter.name]
-            del queue[ask]
-            if not queue:
-                del self._queues[waiter.name]
-                self._unsorted.discard(waiter.name)
-            asked = self._asked_by[waiter.peer]
-            del asked[ask]
-            if not asked:
-                del self._asked_by[waiter.peer]
+        self._queues.leave(ask)
 
     def release(self, name: str, ask: Ask) -> tuple[bool, Undo | None]:
         """End what `ask` holds, or its waiting; whether it held it, and how to undo it."""
         self._over[ask] = None
         if len(self._over) > OVER_MAX:
             del self._over[next(iter(self._over))]
-        waiter = self._waiting.get(ask)
+        waiter = self._queues.leave(ask)
         if waiter is not None:
-            self.forget(ask)
             self.gave_up.append(waiter)
             return False, lambda: self._wait_again(waiter)
         lock = self._by_ask.get(ask)
         if lock is None or lock.name != name or lock.deadline <= now_ms():
             return False, None
-        tied_to = self._untied.get(ask)
+        tied_to = self._asked_by.owner(ask)
         self._end(lock)
         return True, lambda: self._hold_again(lock, tied_to)
 
     def _wait_again(self, waiter: Waiter) -> None:
         self._over.pop(waiter.ask, None)
         self.gave_up.remove(waiter)
-        self._enqueue(waiter)
+        self._queues.put_back(waiter)
 
     def _hold_again(self, lock: Lock, tied_to: Peer | None) -> None:
         self._over.pop((lock.holder, lock.ask), None)
         self._begin(lock)
         if tied_to is not None:
-            self._untied[lock.holder, lock.ask] = tied_to
+            self._asked_by.tie((lock.holder, lock.ask), tied_to)
 
     def keep(self, peer: Peer, holder: str, asks: Iterable[int]) -> list[int]:
         """Have these `asks` of a holder hold for another ttl; those that hold nothing any more.
 
         Whatever it holds ends with the connection of `peer`.
         """
-        self._connections[holder] = peer
+        self._connections.tie(holder, peer)
         now = now_ms()
         lost = []
         for number in asks:
@@ -237,13 +175,13 @@ class Locks:
     def next(self) -> int | None:
         """When `overdue` is to be called; None if nothing is due."""
         return min(
-            (at for at in (self._ends.next, self._patience.next) if at is not None), default=None
+            (at for at in (self._ends.next, self._queues.next) if at is not None), default=None
         )
 
     @property
     def busy(self) -> bool:
         """Whether there is anything at all."""
-        return bool(self._held or self._waiting or self._free)
+        return bool(self._held or self._queues or self._free)
 
     @property
     def ready(self) -> bool:
@@ -261,32 +199,25 @@ class Locks:
                 ended.append(lock)
             elif lock is not None:  # it was kept
                 self._look_at(lock)
-        for ask in self._patience.take(now, len(self._waiting) + 1):
-            waiter = self._waiting[ask]
-            is_next = waiter.name not in self._held and self._front(waiter.name) is waiter
+        for waiter in self._queues.impatient(now):
+            is_next = waiter.name not in self._held and self._queues.front(waiter.name) is waiter
             if is_next and not waiter.is_late:
                 waiter.is_late = True
-                waiter.until = now + GRANT_MS
-                self._patience.add(ask, waiter.until)
-                continue
-            self.forget(ask)
-            self.gave_up.append(waiter)
+                self._queues.prolong(waiter, now + GRANT_MS)
+            else:
+                self._queues.leave(waiter.ask)
+                self.gave_up.append(waiter)
         return ended
 
     def gone(self, peer: Peer) -> list[Lock]:
         """The connection of `peer` was lost: end what it waits for and holds; the latter."""
-        for ask in list(self._asked_by.get(peer, ())):
-            self.forget(ask)
+        self._queues.gone(peer)
         ended = [
-            self._by_ask[ask]
-            for ask, its in self._untied.items()
-            if its == peer and ask[0] not in self._connections
+            self._by_ask[ask] for ask in self._asked_by.of(peer) if ask[0] not in self._connections
         ]
-        holders = {holder for holder, its in self._connections.items() if its == peer}
-        for holder in holders:
-            del self._connections[holder]
-        if holders:
-            ended += [lock for lock in self._held.values() if lock.holder in holders]
+        for holder in self._connections.of(peer):
+            self._connections.untie(holder)
+            ended += [self._held[name] for name in self._held_by.of(holder)]
         for lock in ended:
             self._end(lock)
         return ended
@@ -297,8 +228,8 @@ class Locks:
             name, _ = self._free.popitem()
             if name not in self._queues or name in self._held:
                 continue
-            waiter = self._front(name)
-            self.forget(waiter.ask)
+            waiter = self._queues.front(name)
+            self._queues.leave(waiter.ask)
             now = now_ms()
             # Also where nothing was kept of those before, as in --durability save, it is higher
             self.fence = max(self.fence + 1, now * 1000)
@@ -308,7 +239,7 @@ class Locks:
 
             def undo(waiter: Waiter = waiter, lock: Lock = lock) -> None:
                 self._end(lock)
-                self._enqueue(waiter)
+                self._queues.put_back(waiter)
 
             yield waiter, lock, undo
 
@@ -317,6 +248,7 @@ class Locks:
         self._held[lock.name] = lock
         self._by_ask[lock.holder, lock.ask] = lock
         self._by_token[lock.token] = lock
+        self._held_by.tie(lock.name, lock.holder)
         self._free.pop(lock.name, None)
         self._look_at(lock)
 
@@ -330,7 +262,8 @@ class Locks:
         del self._held[lock.name]
         del self._by_ask[lock.holder, lock.ask]
         del self._by_token[lock.token]
-        self._untied.pop((lock.holder, lock.ask), None)
+        self._held_by.untie(lock.name)
+        self._asked_by.untie((lock.holder, lock.ask))
         self._free[lock.name] = None
 
     # Over a restart
@@ -371,8 +304,3 @@ def told_of(lock: Lock) -> dict[str, Any]:
     about = asdict(lock)
     del about["deadline"], about["looked_at"]
     return about
-
-
-def _turn(waiter: Waiter) -> tuple[int, int]:
-    """By what those who wait are served."""
-    return waiter.since, waiter.order

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import select
 import signal
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Iterable
 from types import FrameType
 
@@ -48,6 +50,10 @@ BUSY_PAUSE = 2.0
 
 QUIET_SECONDS = 0.002
 """After so long without a request nobody is asking."""
+
+LOST_A_TURN = 64
+"""Lost connections of which the engine is told at a time: each may have held locks, and others may
+wait for these."""
 
 REPLIES_QUEUED = 10_000
 """Replies that one client may leave unread before it loses further ones."""
@@ -135,7 +141,10 @@ class Loop:
         self._connections: set[int] = set()  # their descriptors
         self._peers: dict[int, bytes] = {}  # by them, those who have asked something
         self._known: set[bytes] = set()  # the same
+        self._lost: deque[bytes] = deque()  # peers of whose end the engine is to be told
+        self._uncounted = False  # whether there may be more to be told of connections
         self._stays_until = 0.0  # whatever its idle exit
+        self._awake_at = 0  # when it last began to do something, by the daemon's clock
         self._replies_lost = 0
         self._tell_lost_at = 0.0
         self._context = zmq.Context()
@@ -184,15 +193,18 @@ class Loop:
         """Serve; return why it ended. The store may then hold unsaved changes."""
         now = started = quiet_since = next_upkeep = time.monotonic()
         self._stays_until = now + ARRIVAL_SECONDS
-        awake_at = now_ms()
+        self._awake_at = now_ms()
         self._count_connections()
         while not self._signals.received:
             if now >= next_upkeep:
                 self._upkeep()
                 next_upkeep = now + UPKEEP_SECONDS
+            self._tell_lost()
             wake = min(next_upkeep, self._engine.tick(now))
             # Those of tasks, and of what was held: none is to wait for the next message
             self._deliver(self._engine.take_replies())
+            if self._lost or self._uncounted or self._engine.amidst:
+                wake = now
             if self._idle_exit is not None and not self._connections and not self._tasks:
                 ends = max(quiet_since + self._idle_exit, self._stays_until)
                 if now >= ends:
@@ -203,16 +215,10 @@ class Loop:
                     ends = quiet_since + self._idle_exit
                 wake = min(wake, ends)
             if self._tasks and self._tasks.ready:
-                wake = self._next_slice if now < self._quiet_at else now
-            # rounded up, so that a deadline has passed when the poll for it ends
-            wait_ms = int((wake - now) * 1000) + 1 if wake > now else 0
+                wake = min(wake, self._next_slice) if now < self._quiet_at else now
             arrived = _readable(self._router)
-            wait_ms = 0 if arrived else wait_ms
             self._status.slice(time.monotonic() - started)
-            ready = [descriptor for descriptor, _ in self._poller.poll(wait_ms)]
-            awake_at, before = now_ms(), awake_at
-            if awake_at - before > wait_ms + HALT_MS:
-                self._engine.halted()
+            ready = self._sleep(0.0 if arrived else wake - now)
             started = time.monotonic()
             busy = self._turn(ready, arrived=arrived)
             now = time.monotonic()
@@ -222,6 +228,16 @@ class Loop:
             if busy or self._connections:
                 quiet_since = now
         return self._signals.received.name
+
+    def _sleep(self, seconds: float) -> list[int]:
+        """Wait so long for something to come; the descriptors where it did."""
+        # rounded up, so that a deadline has passed when the poll for it ends
+        wait_ms = int(seconds * 1000) + 1 if seconds > 0 else 0
+        ready = [descriptor for descriptor, _ in self._poller.poll(wait_ms)]
+        before, self._awake_at = self._awake_at, now_ms()
+        if self._awake_at - before > wait_ms + HALT_MS:
+            self._engine.halted()
+        return ready
 
     def _run_tasks(self, now: float, *, busy: bool) -> None:
         """Go on with the tasks, as far as the clients leave time for it."""
@@ -242,6 +258,11 @@ class Loop:
             self._engine.tell_alive(time.monotonic())
             self._deliver(self._engine.take_replies())
 
+        while self._engine.amidst:
+            self._engine.go_on()
+            self._deliver(self._engine.finish_turn())
+        while self._lost:
+            self._tell_lost()
         failure = self._engine.finish(progress)
         self._deliver(self._engine.take_replies())
         return failure
@@ -256,16 +277,24 @@ class Loop:
     def _turn(self, ready: list[int], *, arrived: bool) -> bool:
         """Take what has arrived, apply it, answer it. False if there was nothing."""
         router, engine = self._router, self._engine
-        if ready:
-            if self._monitor_fd in ready:
-                self._count_connections()
-            if self._signals_fd in ready:
-                self._signals.drain()
-            arrived = arrived or _readable(router)
-        if not arrived:
-            return False
-        count = 0
         until = time.monotonic() + TURN_SECONDS
+        if self._uncounted or self._monitor_fd in ready:
+            self._count_connections(until)
+        if self._signals_fd in ready:
+            self._signals.drain()
+        if engine.amidst:
+            engine.go_on()
+        elif arrived or (ready and _readable(router)):
+            self._take_in(until)
+        else:
+            return False
+        self._deliver(engine.finish_turn())
+        return True
+
+    def _take_in(self, until: float) -> None:
+        """Take what has arrived, at least one message, and hand it to the engine."""
+        router, engine = self._router, self._engine
+        count = 0
         while True:
             peer = router.recv(zmq.NOBLOCK)
             frame = router.recv(zmq.NOBLOCK, copy=False)
@@ -276,17 +305,17 @@ class Loop:
                 frames.append(frame.bytes)
             engine.receive(peer, frames)
             if not connected:
-                engine.gone(peer)
+                self._lost.append(peer)
             count += 1
             if count >= MESSAGES_A_TURN or engine.turn_over or time.monotonic() >= until:
                 break
             if not _readable(router):
                 break
-        self._deliver(engine.finish_turn())
-        return True
 
-    def _count_connections(self) -> None:
-        while _readable(self._monitor):
+    def _count_connections(self, until: float = math.inf) -> None:
+        """Know which connections were made and lost: all of them, or what `until` allows."""
+        self._uncounted = False
+        while not self._uncounted and _readable(self._monitor):
             event, descriptor = _EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
             if event == zmq.EVENT_ACCEPTED:
                 if not self._connections and self._idle_exit is not None:
@@ -300,8 +329,15 @@ class Loop:
                 peer = self._peers.pop(descriptor, None)
                 if peer is not None:
                     self._known.discard(peer)
-                    self._engine.gone(peer)
+                    self._lost.append(peer)
             self._status.clients = len(self._connections)
+            self._uncounted = time.monotonic() >= until
+
+    def _tell_lost(self) -> None:
+        """Have the engine know of lost connections. It makes what comes of it durable together."""
+        if self._lost and not self._engine.amidst:  # what they asked before that is to come first
+            some = [self._lost.popleft() for _ in range(min(LOST_A_TURN, len(self._lost)))]
+            self._engine.gone(*some)
 
     def _meet(self, peer: bytes, frame: zmq.Frame) -> bool:
         """Know by which connection a peer's message came; False if that was lost since.
@@ -319,7 +355,7 @@ class Loop:
             return False
         if other is not None:
             self._known.discard(other)
-            self._engine.gone(other)
+            self._lost.append(other)
         self._peers[descriptor] = peer
         self._known.add(peer)
         return True
@@ -334,7 +370,7 @@ class Loop:
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
-                self._engine.gone(peer)
+                self._lost.append(peer)
 
     def _count_lost_reply(self) -> None:
         # One line for many: whoever reads the log must not be able to hold the loop up.

@@ -13,7 +13,8 @@ import orjson
 
 from pickledbd import records
 from pickledbd.clock import now_ms
-from pickledbd.locks import Lock, Waiter, told_of
+from pickledbd.locks import Lock, told_of
+from pickledbd.queues import Waiter
 from pickledbd.store import Store
 from pickledbd_protocol import Request, encode_reply
 

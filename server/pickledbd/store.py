@@ -18,7 +18,7 @@ the counters, the feed, and the locks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -295,17 +295,9 @@ class Store:
         if change.deadline_only:
             return
         if change.cleared is not None:
-            if len(change.cleared) > watches.MANY:
-                feed.skip()
-                return
-            for key in chain.from_iterable(change.cleared.chunks()):
-                feed.note(key, None)
+            feed.note_all(len(change.cleared), _removed(change.cleared))
         elif change.many is not None:
-            if len(change.many) > watches.MANY:
-                feed.skip()
-                return
-            for key, value in change.many.items():
-                feed.note(key, text_of(value))
+            feed.note_all(len(change.many), _set_to(change.many))
         else:
             feed.note(change.key, None if change.value is None else text_of(change.value))
 
@@ -424,9 +416,11 @@ class Store:
         `clear`: and nothing else; then `expiring` are those keys whose values have a deadline.
         Not while folding, and not while changes are uncommitted.
         """
-        self.changes += len(batch)
+        count = len(batch)
+        told: Iterable[watches.Change] = chain.from_iterable(map(_set_to, batch.chunks()))
         if clear:
-            self.changes += len(self._table)
+            count += len(self._table)
+            told = chain(_removed(self._table), told)
             self.counters.all_changed()
             self._garbage += [self._table, self._wheel]
             self._table, self._wheel = batch, Wheel()
@@ -435,12 +429,8 @@ class Store:
         else:
             self._adopted = batch
             self.counters.changed_many(chain.from_iterable(batch.chunks()), len(batch))
-        if not clear and self.feed.active and len(batch) <= watches.MANY:
-            for chunk in batch.chunks():
-                for key, value in chunk.items():
-                    self.feed.note(key, text_of(value))
-        else:
-            self.feed.skip()
+        self.changes += count
+        self.feed.note_all(count, told)
 
     def fold(self) -> Iterator[None]:
         """Put what was adopted where it belongs, a little at each step."""
@@ -466,6 +456,16 @@ class Store:
         for table in [table for table in self._garbage if not table.viewed]:
             self._garbage.remove(table)
             yield from table.free()
+
+
+def _removed(table: Table) -> Iterator[watches.Change]:
+    """As watchers are told that all of it was removed."""
+    return ((key, None) for key in chain.from_iterable(table.chunks()))
+
+
+def _set_to(items: Mapping[str, bytes]) -> Iterator[watches.Change]:
+    """As watchers are told that these keys were set to these stored values."""
+    return ((key, text_of(value)) for key, value in items.items())
 
 
 def _set(effect: Effect, key: str, value: bytes) -> None:

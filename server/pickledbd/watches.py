@@ -1,9 +1,10 @@
 """Watching: the newest changes, and who waits for further ones.
 
-May live here: the *feed*, which holds committed changes by their *sequence*, and the requests that
-are parked until there is one for them (SPEC.md, Watching). No sockets. The feed is bounded: who
-asks for what it does not hold any more is told to resync. A sequence is never used twice, also not
-by the next daemon: it begins with the microseconds that the clock shows.
+May live here: the *feed*, which holds committed changes by their *sequence*, and what it answers
+(SPEC.md, Watching); the requests that are parked until there is a change for them are in
+`watchers`. No sockets. The feed is bounded: who asks for what it does not hold any more is told to
+resync. A sequence is never used twice, also not by the next daemon: it begins with the microseconds
+that the clock shows.
 
 While nobody watches, nothing is held, and a change costs no more than a comparison.
 """
@@ -12,13 +13,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import orjson
 
 from pickledbd.clock import now_ms
-
-Peer = bytes
+from pickledbd.watchers import Group, Peer, Watchers
 
 CHANGES_MAX = 2**17
 """Changes that the feed holds."""
@@ -29,32 +28,23 @@ BYTES_MAX = 64 * 2**20
 MANY = 10_000
 """Changes made at once beyond which they are not told one by one."""
 
-TOLD_AT_ONCE = 1000
+TOLD_AT_ONCE = 250
 """Changes in an answer, at most."""
 
 TOLD_BYTES = 2**18
 """Bytes of an answer beyond which it is not made larger."""
 
-LOOKED_AT_ONCE = 5000
+LOOKED_AT_ONCE = 1000
 """Changes that are looked at for one request, at most."""
 
-LEFT_MAX = 10_000
-"""Watchers that have left, which are remembered."""
+ANSWER_SECONDS = 0.001
+"""How long those who were woken are answered at a time; the others then have their turn later."""
 
 IDLE_SECONDS = 60.0
 """How long after the last watcher has gone its changes are still held, for it to come back."""
 
 Change = tuple[str, bytes | None]
 """A key, and the text of its value; None if it was removed."""
-
-
-@dataclass(slots=True)
-class _Parked:
-    """A request that waits for a change."""
-
-    prefix: str
-    since: int
-    watcher: str
 
 
 class Feed:
@@ -65,19 +55,13 @@ class Feed:
         self._changes: list[Change | None] = []
         self._first = 0  # in that list; what stands before was given up
         self._bytes = 0
-        self._parked: dict[tuple[Peer, int], _Parked] = {}
-        self._by_prefix: dict[str, dict[tuple[Peer, int], None]] = {}
-        self._left: dict[str, None] = {}  # watchers, the newest last
-        self._watchers: dict[str, dict[tuple[Peer, int], None]] = {}
-        self._lengths: dict[int, int] = {}  # of prefixes, each with their number
-        self._woken: dict[tuple[Peer, int], None] = {}
-        self._told = self._sequence  # up to here all who are parked were told
+        self._watchers = Watchers()
         self.active = False
         """Whether changes are to be noted one by one."""
         self._idle_since = 0.0
 
     def __len__(self) -> int:
-        return len(self._parked)
+        return len(self._watchers)
 
     @property
     def sequence(self) -> int:
@@ -92,13 +76,17 @@ class Feed:
         change = key, value
         self._changes.append(change)
         self._bytes += _size(change)
-        for length in self._lengths:
-            for parked in self._by_prefix.get(key[:length], ()):
-                self._woken[parked] = None
-        if not self._woken:  # it concerns nobody who is parked
-            self._told = self._sequence
+        self._watchers.wake(key, self._sequence - 1)
         if self._bytes > BYTES_MAX or len(self._changes) - self._first > CHANGES_MAX:
             self._trim()
+
+    def note_all(self, count: int, changes: Iterable[Change]) -> None:
+        """So many changes were committed at once."""
+        if self.active and count <= MANY:
+            for key, value in changes:
+                self.note(key, value)
+        else:
+            self.skip()
 
     def skip(self) -> None:
         """Changes were committed that are not told one by one."""
@@ -106,7 +94,7 @@ class Feed:
         if self.active:
             self._changes.clear()
             self._first = self._bytes = 0
-            self._woken.update(dict.fromkeys(self._parked))
+            self._watchers.wake_all(self._sequence - 1)
 
     def _trim(self) -> None:
         while self._bytes > BYTES_MAX or len(self._changes) - self._first > CHANGES_MAX:
@@ -123,7 +111,7 @@ class Feed:
     @property
     def restless(self) -> bool:
         """Whether there is somebody to be answered."""
-        return bool(self._woken)
+        return self._watchers.restless
 
     def ask(
         self, peer: Peer, request_id: int, *, prefix: str, since: int | None, watcher: str
@@ -131,7 +119,7 @@ class Feed:
         """The answer to a request, or None if it is parked."""
         self.active = True
         self._idle_since = time.monotonic()
-        if watcher in self._left:  # a moment before
+        if self._watchers.has_left(watcher):  # a moment before
             return b"{}"
         if since is None:
             return self._answer([])
@@ -140,62 +128,38 @@ class Feed:
         found, upto = self._since(since, prefix)
         if found or upto < self._sequence:
             return self._answer(found, upto)
-        parked = peer, request_id
-        if parked not in self._parked:
-            self._parked[parked] = _Parked(prefix, since, watcher)
-            self._watchers.setdefault(watcher, {})[parked] = None
-            self._by_prefix.setdefault(prefix, {})[parked] = None
-            self._lengths[len(prefix)] = self._lengths.get(len(prefix), 0) + 1
+        self._watchers.park((peer, request_id), prefix, watcher)
         return None
 
     def answers(self) -> Iterable[tuple[Peer, int, bytes]]:
-        """The answers to those whom the changes since the last call concern."""
-        woken, self._woken = self._woken, {}
-        told, self._told = self._told, self._sequence
-        known: dict[tuple[str, int], bytes] = {}
-        for parked in woken:
-            if parked not in self._parked:
-                continue
-            prefix = self._parked[parked].prefix
-            since = max(self._parked[parked].since, told)
-            answer = known.get((prefix, since))
-            if answer is None:
-                lost = self._lacks(since)
-                answer = self._resync() if lost else self._answer(*self._since(since, prefix))
-                known[prefix, since] = answer
-            self._forget(parked)
-            yield *parked, answer
+        """The answers to those whom the changes since they were parked concern, or to some."""
+        until = time.monotonic() + ANSWER_SECONDS
+        known: Group | None = None
+        answer = b""
+        while (taken := self._watchers.take()) is not None:
+            name, group = taken
+            if group is not known:
+                known = group
+                if self._lacks(group.since):
+                    answer = self._resync()
+                else:
+                    answer = self._answer(*self._since(group.since, group.prefix))
+            yield *name, answer
+            if time.monotonic() >= until:
+                return
 
     def leave(self, watcher: str) -> list[tuple[Peer, int]]:
         """Have the requests of a watcher wait no longer, nor what may be on its way; these."""
-        self._left[watcher] = None
-        if len(self._left) > LEFT_MAX:
-            del self._left[next(iter(self._left))]
-        left = list(self._watchers.get(watcher, ()))
-        for parked in left:
-            self._forget(parked)
-        return left
+        return self._watchers.leave(watcher)
 
     def gone(self, peer: Peer) -> None:
         """The connection of `peer` was lost."""
-        for parked in [parked for parked in self._parked if parked[0] == peer]:
-            self._forget(parked)
-
-    def _forget(self, parked: tuple[Peer, int]) -> None:
-        known = self._parked.pop(parked)
-        for index, name in ((self._by_prefix, known.prefix), (self._watchers, known.watcher)):
-            del index[name][parked]
-            if not index[name]:
-                del index[name]
-        length = len(known.prefix)
-        self._lengths[length] -= 1
-        if not self._lengths[length]:
-            del self._lengths[length]
+        self._watchers.gone(peer)
 
     def upkeep(self) -> None:
         """Hold no changes if nobody has watched for long."""
         now = time.monotonic()
-        if self._parked or not self.active:
+        if self._watchers or not self.active:
             self._idle_since = now
         elif now - self._idle_since > IDLE_SECONDS:
             self.skip()

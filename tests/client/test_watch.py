@@ -292,6 +292,26 @@ def test_ten_thousand_keys_at_once_are_told_one_by_one_and_more_are_not(daemon, 
         assert told.next() == Change("a", 1, removed=False, seq=found.seq + 1)
 
 
+@both_kinds
+def test_a_replacement_is_told_key_by_key_whatever_its_size_up_to_ten_thousand(daemon, db, kind):
+    """Of the keys before and those after together: 2,000 are applied otherwise than 2,001."""
+    contents = [
+        {f"{name}{n}": n for n in range(many)}
+        for name, many in (("a", 1500), ("b", 2500), ("c", 7500), ("d", 2501))
+    ]
+    with Told(kind, daemon.location) as told:
+        before = {}
+        for content in contents:
+            db.db = content
+            if content is contents[-1]:
+                found = told.next()
+                assert (type(found), found.items) == (Resync, content)
+            else:
+                expected = [(key,) for key in before] + list(content.items())
+                assert plain(told.next() for _ in expected) == expected
+            before = content
+
+
 @contextlib.contextmanager
 def counting(daemon, many):
     """As many threads, each of which counts at a key of its own."""

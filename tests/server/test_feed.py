@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pickledbd import watches
+from pickledbd import watchers, watches
 from pickledbd.clock import now_ms
 from pickledbd.store import Store
 from pickledbd.table import Table
@@ -36,16 +36,32 @@ SMALL = {
     "TOLD_AT_ONCE": 3,
     "TOLD_BYTES": 24,
     "LOOKED_AT_ONCE": 4,
-    "LEFT_MAX": 3,
+}
+
+
+SMALL_BY_MODULE = {watches: SMALL, watchers: {"LEFT_MAX": 3, "HEAD": 2}}
+
+made = {
+    module: {name: getattr(module, name) for name in names}
+    for module, names in SMALL_BY_MODULE.items()
 }
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _small():
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in SMALL.items():
-            patch.setattr(watches, name, value)
+        for module, names in SMALL_BY_MODULE.items():
+            for name, value in names.items():
+                patch.setattr(module, name, value)
         yield
+
+
+@pytest.fixture
+def _large(monkeypatch):
+    """All as it is made."""
+    for module, names in made.items():
+        for name, value in names.items():
+            monkeypatch.setattr(module, name, value)
 
 
 def size_of(key, value):
@@ -66,7 +82,6 @@ class Watching(RuleBasedStateMachine):
         self.feed = Feed()
         self.history = []  # all changes: sequence, key and value; None for what is not told
         self.lost = self.feed.sequence  # up to here the feed need not know them any more
-        self.told = self.feed.sequence  # up to here those who are parked have been told
         self.since = dict.fromkeys(PREFIXES)
         self.parked = {}  # connection and request: name, since
         self.connections = dict.fromkeys(PREFIXES, 0)
@@ -130,15 +145,28 @@ class Watching(RuleBasedStateMachine):
             self.take(name, since, answer, may_resync=since < self.lost)
 
     @rule()
+    def answer_one(self):
+        """What the engine does at the end of each turn, if there is time for one only."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(watches, "ANSWER_SECONDS", -1)
+            self.answer_some(at_most=1)
+
+    def answer_some(self, at_most=2**63):
+        count = 0
+        for peer, request, answer in self.feed.answers():
+            name, since = self.parked.pop((peer, request))
+            first, *_ = self.of_interest(name, since)[0]
+            self.take(name, since, answer, may_resync=first <= self.lost)
+            count += 1
+        assert count <= at_most
+
+    @rule()
     def answer(self):
-        """What the engine does at the end of each turn."""
-        if self.feed.restless:
-            for peer, request, answer in self.feed.answers():
-                name, since = self.parked.pop((peer, request))
-                self.take(name, since, answer, may_resync=max(since, self.told) < self.lost)
+        """What it does in one turn, or in some more if there is no time for all."""
+        while self.feed.restless:
+            self.answer_some()
         for name, since in self.parked.values():
             assert self.of_interest(name, since) == [], "it was not woken"
-        self.told = self.feed.sequence
         assert not self.feed.restless
 
     @rule(name=names)
@@ -215,16 +243,16 @@ class Watching(RuleBasedStateMachine):
         assert feed._bytes == sum(size_of(*change) for change in held) <= watches.BYTES_MAX
         assert feed.active or not held
         assert len(feed) == len(self.parked)
-        assert len(feed._left) <= watches.LEFT_MAX
+        assert len(feed._watchers._left) <= watchers.LEFT_MAX
 
     def teardown(self):
         for peer, _ in list(self.parked):
             self.feed.gone(peer)
         self.parked.clear()
         assert list(self.feed.answers()) == []
-        feed = self.feed
-        assert len(feed) == 0
-        assert not any((feed._parked, feed._by_prefix, feed._watchers, feed._lengths, feed._woken))
+        assert len(self.feed) == 0
+        left = vars(self.feed._watchers)
+        assert not any(left[name] for name in left if name != "_left"), "nothing is left of them"
 
 
 def test_who_watches_is_told_each_change_once_and_in_order_or_to_resync():
@@ -249,6 +277,77 @@ def test_who_is_parked_beside_any_number_of_changes_that_are_not_its_own_has_mis
     assert (peer, number) == (b"p", 1)
     last = feed.sequence
     assert json.loads(answer) == {"changes": [[last, "mine:", 2]], "seq": last}
+
+
+def all_answers(feed):
+    found = []
+    while feed.restless:
+        found += feed.answers()
+    return found
+
+
+class Looked(str):
+    """A key, and how often it is compared with what anybody waits for."""
+
+    __slots__ = ("times",)
+
+    def __new__(cls, key):
+        made = super().__new__(cls, key)
+        made.times = 0
+        return made
+
+    def __getitem__(self, index):
+        self.times += 1
+        return super().__getitem__(index)
+
+    def startswith(self, prefix):
+        self.times += 1
+        return super().startswith(prefix)
+
+
+@pytest.mark.usefixtures("_large")
+def test_a_change_takes_few_looks_however_many_prefixes_of_whatever_lengths_are_watched():
+    feed = Feed()
+    since = asked(feed, None)["seq"]
+    for n in range(5000):
+        assert asked(feed, since, "p" * n + "q", number=n) is None
+    for key, concerns in (("k" * 20, 0), ("k" * 5000, 0), ("p" * 50 + "q", 1)):
+        looked = Looked(key)
+        feed.note(looked, b"1")
+        assert looked.times <= 100
+        assert len(all_answers(feed)) == concerns
+
+
+@pytest.mark.usefixtures("_large")
+def test_those_who_wait_for_the_same_are_woken_once_and_answered_the_same():
+    feed = Feed()
+    since = asked(feed, None)["seq"]
+    for n in range(2000):
+        assert asked(feed, since, "k", number=n) is None
+    for n in range(1000):
+        looked = Looked("k1")
+        feed.note(looked, b"%d" % n)
+        assert looked.times <= (2 if n == 0 else 0)
+    assert len({answer for _, _, answer in all_answers(feed)}) == 1
+    assert len(feed) == 0
+
+
+@pytest.mark.usefixtures("_large")
+def test_very_many_who_are_woken_are_answered_in_turns_by_an_engine_that_goes_on(
+    wired, monkeypatch
+):
+    monkeypatch.setattr(watches, "ANSWER_SECONDS", -1)
+    since = wired.ask("watch")["seq"]
+    for n in range(50):
+        wired.receive("watch", {"since": since, "prefix": "k" * (n % 5), "watcher": "w"})
+    assert wired.turn() == []
+    wired.receive("set", {"key": "kkkkk", "value": 1})
+    assert len(wired.engine.finish_turn()) == 2  # that of the set, and one
+    for left in range(48, -1, -1):
+        now = time.monotonic()
+        assert (wired.engine.tick(now) == now) is (left > 0), "it is to be called again at once"
+        assert len(wired.engine.take_replies()) == 1
+    assert wired.turn() == []
 
 
 def test_who_asks_and_asks_and_never_has_to_wait_still_watches(monkeypatch):
@@ -421,12 +520,15 @@ class Fed:
     def adopt(self, items, clear):
         batch = Table()
         batch.extend(list(items), list(items.values()))
+        there = [key for keys, _ in self.store.view() for key in keys] if clear else []
         self.store.adopt(batch, clear=clear)
-        if clear:
+        if len(there) + len(items) > watches.MANY:
             self.told = []
             self.resyncs += 1
         else:
+            self.told += [(key,) for key in there]
             self.told += [(key, json.loads(text)) for key, text in items.items()]
+        if not clear:
             self.folds = self.store.fold()
 
     def fold(self):
@@ -464,6 +566,8 @@ class Fed:
                 assert [one for one in mirror.told if one[0] == key] == [
                     one for one in self.told if one[0] == key
                 ]
+        else:
+            assert self.resyncs, "nothing was lost"
         self.told, mirror.told, self.resyncs = [], [], 0
 
 

@@ -6,11 +6,17 @@ import contextlib
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
+import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from looped import stopped
+from pickledbd import engine
+from support import PATIENCE, Daemon, wait_until
 from wired import Wired
 
 DEEP = json.loads("[" * 201 + "]" * 201)
@@ -26,6 +32,9 @@ def hand_in(wired, *requests, peer=b"p"):
     body = requests[0] if len(requests) == 1 else list(requests)
     wired.engine.receive(peer, [json.dumps(body).encode()])
     if wired.engine.turn_over:
+        wired.replies += wired.engine.finish_turn()
+    while wired.engine.amidst:
+        wired.engine.go_on()
         wired.replies += wired.engine.finish_turn()
 
 
@@ -87,6 +96,12 @@ ops = st.one_of(
 )
 
 
+@pytest.fixture(autouse=True)
+def _enough_time(monkeypatch):
+    """However busy the machine is, a message is taken in at once."""
+    monkeypatch.setattr(engine, "MESSAGE_SECONDS", 60)
+
+
 @pytest.fixture
 def pair(tmp_path):
     made = [Wired(tmp_path / name) for name in ("alone.db", "gathered.db")]
@@ -95,13 +110,16 @@ def pair(tmp_path):
         wired.close()
 
 
+@pytest.mark.parametrize("time", [60, -1])
 @pytest.mark.parametrize("messages_a_turn", [1, 3])
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     max_examples=150,
 )
 @given(st.lists(st.lists(ops, min_size=1, max_size=8), min_size=1, max_size=6))
-def test_each_is_answered_as_if_it_came_alone(pair, messages_a_turn, messages):
+def test_each_is_answered_as_if_it_came_alone(pair, monkeypatch, messages_a_turn, time, messages):
+    """Also where each has a turn of its own, since there is no time for two."""
+    monkeypatch.setattr(engine, "MESSAGE_SECONDS", time)
     alone, gathered = pair
     ids = alone.ids  # they grow, as those of one client's writes must
     expected, found = {}, {}
@@ -139,6 +157,56 @@ def test_a_dump_between_writes_shows_its_moment(wired):
     assert found[4] == {"keys": ["a"]}
     assert found[6] == {"items": {"a": 2, "b": 3}}
     assert found[8] == {"items": {}}
+
+
+def test_what_of_a_message_there_is_no_time_for_is_left_for_the_next_turns(wired, monkeypatch):
+    monkeypatch.setattr(engine, "MESSAGE_SECONDS", -1)
+    seq = wired.ask("watch")["seq"]
+    asked = [request(n, "watch", {"since": seq - n, "watcher": "w"}) for n in range(1, 129)]
+    wired.engine.receive(b"p", [json.dumps(asked).encode()])
+    for number in range(1, 129):
+        assert wired.engine.turn_over or number == 128
+        ((_, reply),) = wired.engine.finish_turn()
+        assert json.loads(reply)["id"] == number
+        assert wired.engine.amidst is (number < 128)
+        if wired.engine.amidst:
+            wired.engine.go_on()
+
+
+def test_what_is_left_of_a_message_comes_before_the_end_of_its_connection(location):
+    """Else who is gone would hold the locks, and be waited for."""
+    script = (
+        "import sys\n"
+        "from pickledbd import cli, engine\n"
+        "engine.MESSAGE_SECONDS = -1\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    daemon = Daemon(location, wait=False)
+    daemon.kill()
+    daemon.process = subprocess.Popen(
+        [sys.executable, "-c", script, location],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    daemon.wait_ready()
+    locks = [
+        request(n, "lock", {"name": str(n), "holder": "h", "ask": n, "ttl_ms": 3_600_000})
+        for n in range(1, 21)
+    ]
+    numbers = [request(n, "incr", {"key": "n"}) for n in range(21, 121)]
+    with contextlib.closing(daemon.client()) as db:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+            dealer.connect(daemon.endpoint)
+            dealer.send(json.dumps(request(1, "ping")).encode())
+            assert dealer.poll(PATIENCE * 1000)
+            with stopped(daemon):
+                dealer.send(json.dumps(locks + numbers).encode())
+                dealer.close(linger=int(PATIENCE * 1000))
+                context.term()  # waits until the system has it
+        wait_until(lambda: db.get("n") == len(numbers), "all of it")
+        wait_until(lambda: db.info()["locks"] == 0, "nobody to hold anything")
+    daemon.check_and_stop()
 
 
 def test_replies_that_were_gathered_are_not_gathered_with_those_to_the_next_message(wired):
