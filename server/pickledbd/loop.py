@@ -200,6 +200,7 @@ class Loop:
                 self._upkeep()
                 next_upkeep = now + UPKEEP_SECONDS
             self._tell_lost()
+            self._notice_halt()
             wake = min(next_upkeep, self._engine.tick(now))
             # Those of tasks, and of what was held: none is to wait for the next message
             self._deliver(self._engine.take_replies())
@@ -234,10 +235,14 @@ class Loop:
         # rounded up, so that a deadline has passed when the poll for it ends
         wait_ms = int(seconds * 1000) + 1 if seconds > 0 else 0
         ready = [descriptor for descriptor, _ in self._poller.poll(wait_ms)]
-        before, self._awake_at = self._awake_at, now_ms()
-        if self._awake_at - before > wait_ms + HALT_MS:
-            self._engine.halted()
+        self._notice_halt(wait_ms)
         return ready
+
+    def _notice_halt(self, slept_ms: int = 0) -> None:
+        """To be called before anybody is judged by the time: maybe nobody could be heard."""
+        before, self._awake_at = self._awake_at, now_ms()
+        if self._awake_at - before > slept_ms + HALT_MS:
+            self._engine.halted()
 
     def _run_tasks(self, now: float, *, busy: bool) -> None:
         """Go on with the tasks, as far as the clients leave time for it."""
@@ -303,6 +308,7 @@ class Loop:
             while frame.more:
                 frame = router.recv(zmq.NOBLOCK, copy=False)
                 frames.append(frame.bytes)
+            self._notice_halt()
             engine.receive(peer, frames)
             if not connected:
                 self._lost.append(peer)

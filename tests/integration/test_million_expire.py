@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from pickledbd_client import Resync
 from support import wait_until
 
 LONG_PATIENCE = 600.0
@@ -138,16 +139,39 @@ def test_thousands_of_keys_that_expire_together_are_all_gone_and_others_are_answ
     assert db.ttl("session:0") is None
 
 
+def mirror_what_ends(db, mirror, over):
+    """Follow the keys that expire, with what is missed from their Resync."""
+    for change in db.watch("session", since=0):
+        if isinstance(change, Resync):
+            mirror.clear()
+            mirror.update(change.items)
+        elif change.removed:
+            mirror.pop(change.key, None)
+        elif change.key == "session:over":
+            over.set()
+            return
+        else:
+            mirror[change.key] = change.value
+
+
 @pytest.mark.long
+@pytest.mark.parametrize("watched", [False, True], ids=["", "and are watched"])
 @pytest.mark.parametrize("spread", [False, True], ids=["at once", "within a second"])
-def test_a_million_keys_that_expire_together_stall_nobody(daemon, spread):
+def test_a_million_keys_that_expire_together_stall_nobody(daemon, spread, watched):
     calm_ms, slices_ms = [], []
+    mirror, over = {}, threading.Event()
     with contextlib.closing(daemon.client(timeout=LONG_PATIENCE)) as db:
+        if watched:
+            threading.Thread(target=mirror_what_ends, args=(db, mirror, over), daemon=True).start()
         for _ in range(3):
             calm, slice_ms = end_all(daemon, db, 1_000_000, spread=spread, seconds=15.0)
             calm_ms.append(calm)
             slices_ms.append(slice_ms)
             db.purge()
+        if watched:
+            db.set("session:over", 1)
+            assert over.wait(LONG_PATIENCE)
+            assert mirror == {}
     # A virtual machine stands still for longer than that now and then, also while nothing expires
     limit_ms = max(5, 1.5 * statistics.median(calm_ms))
     print(f"longest slices in ms: {slices_ms}, calm: {calm_ms}")  # noqa: T201 - the long form's result
