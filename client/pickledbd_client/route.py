@@ -98,10 +98,11 @@ class Route:
         """How long to wait for the answer to what others may hold up for `seconds`."""
         return None if seconds is None or self._timeout is None else seconds + self._timeout
 
-    def connect(self, session: Session, deadline: Deadline) -> Channel:
+    def connect(self, session: Session, deadline: Deadline, *, once: bool = False) -> Channel:
         """A new channel to where the target is now.
 
-        The first time, a daemon that is loading a large file is waited for.
+        The first time, a daemon that is loading a large file is waited for. `once`: none is
+        waited for, nor started.
         """
         first = not self.daemon
         try:
@@ -110,11 +111,12 @@ class Route:
                     self.target,
                     session,
                     deadline=deadline,
-                    autostart=self._autostart,
+                    autostart=self._autostart and not once,
                     first=first,
+                    once=once,
                 )
             else:
-                channel = _connect_endpoint(self.target, session, deadline, first=first)
+                channel = _connect_endpoint(self.target, session, deadline, first=first or once)
         except RequestTimeout as timeout:
             raise Unavailable(
                 f"the daemon of {self.target} accepts connections but did not answer within "
