@@ -27,6 +27,7 @@ from pickledbd_client import (
     calls,
 )
 from pickledbd_client.keeper import Keeper
+from pickledbd_client.leases import clock
 from support import PATIENCE, Daemon, in_fork, is_alive, owner_pid, wait_until
 
 LONG = 600.0
@@ -348,18 +349,17 @@ def test_a_lock_that_is_granted_while_the_keeper_renews_others_is_renewed_too(
     db, other, monkeypatch
 ):
     """What the keeper has in mind is when those others are due, and it sleeps that long after."""
-    tell = Keeper._tell
+    let_go = Keeper._let_go
     renewing, granted = threading.Event(), threading.Event()
-    times = []
 
-    def tell_slowly(self, held):
-        tell(self, held)
-        times.extend(each.name for each in held)
-        if times == ["long", "long"]:  # after the time in between: of itself, woken by nobody
+    def let_go_slowly(self):
+        if not renewing.is_set() and any(each.since > began + 1 for each in self._held()):
             renewing.set()
             assert granted.wait(PATIENCE)
+        return let_go(self)
 
-    monkeypatch.setattr(Keeper, "_tell", tell_slowly)
+    began = clock()
+    monkeypatch.setattr(Keeper, "_let_go", let_go_slowly)
     with db.lock("long", ttl=6):
         assert renewing.wait(PATIENCE)
         with db.lock("x", ttl=1) as held:
@@ -564,7 +564,7 @@ def test_a_cancelled_task_waits_no_longer_nor_holds_what_it_does_not_know_of(dae
         with contextlib.suppress(asyncio.CancelledError):
             held = await task
             # it was granted just before; of a task that has ended nobody else can release it
-            await its._link.request(its._locks.keeper().drop(held))
+            await its._link.request(its._locks.keeper().release(held.lease))
 
     run(work())
 
@@ -574,9 +574,9 @@ def test_what_is_cancelled_behind_many_other_requests_is_never_held(daemon, db):
 
     async def work():
         its = async_client(daemon)
-        async with its.lock("y", ttl=LONG):  # the keeper is connected
-            pass
         keeper = its._locks.keeper()
+        async with its.lock("y", ttl=LONG):
+            await until(lambda: keeper._session.channel)
         with stopped(daemon):
             others = [asyncio.create_task(its.set("k", "x" * 1000)) for _ in range(900)]
             task = asyncio.create_task(its.lock("x", ttl=LONG).acquire())
@@ -585,7 +585,7 @@ def test_what_is_cancelled_behind_many_other_requests_is_never_held(daemon, db):
             await asyncio.gather(task, return_exceptions=True)
             await asyncio.sleep(0.2)  # its unlock is on its way
         await asyncio.gather(*others)
-        await until(lambda: not keeper._given_up)
+        await until(lambda: not keeper._leases)
         assert (await its.info())["locks"] == 0
         assert is_free(db)
         await its.close()
