@@ -46,7 +46,7 @@ SILENT_SECONDS = (0.5, 5.0)
 """How long an answer may take, at least and at most, before another connection is tried: as long
 as the shortest lock is from one renewal to the next."""
 
-PAUSE_SECONDS = (0.1, 1.0)
+PAUSE_SECONDS = (0.05, 1.0)
 """After a failure, before the next attempt: first, and when it has doubled for a while."""
 
 LETTING_GO_SECONDS = 0.02
@@ -159,7 +159,9 @@ class Keeper:
                         "locks of %s: their keeper failed, and goes on", where, exc_info=True
                     )
                 self._forget_late()
-                seconds = min(pause, self._patience)
+                # A daemon that comes back has the time of all that is held begin anew
+                shortest = min((each.period for each in self._look()), default=longest)
+                seconds = max(first, min(pause, shortest))
                 pause = min(2 * pause, longest)
             self._sleep(seconds)
         self._end()
@@ -171,46 +173,45 @@ class Keeper:
             self._reader.setblocking(False)
             writer.setblocking(False)
             self._writer = writer
-        for each in list(self._leases.values()):
-            if each.holder() is None and not each.is_given_up:
-                each.give_up()
-        self._patience = self._bearable()
+        held = self._look()
         if not self._is_connected():
             if not self._leases:  # what is asked for from here on wakes
                 return None
-            self._connect()
-        now, held = clock(), self._held()
-        if any(each.due <= now for each in held):
+            self._connect(held)
+        now = clock()
+        if min((each.due for each in held), default=now + 1) <= now:
             # and with them what soon would be
             self._renew(self._session, [each for each in held if each.due <= now + each.period / 2])
         pause = self._let_go()
-        pauses = [] if pause is None else [pause]
-        now = clock()
-        pauses += [each.due - now for each in self._held()]
-        return max(0.0, min(pauses)) if pauses else None
+        due = min((each.due for each in held if not each.has_ended), default=None)
+        pauses = [max(0.0, due - clock())] if due is not None else []
+        return min(pauses + ([] if pause is None else [pause]), default=None)
 
-    def _bearable(self) -> float:
-        """How long an answer may take. What is lost already is not waited for less."""
+    def _look(self) -> list[Lease]:
+        """What is to be kept. By the shortest of it is how long an answer may take."""
         now = clock()
-        leases = list(self._leases.values())
-        at_least, at_most = SILENT_SECONDS
-        shortest = min((each.period for each in leases if not each.is_over(now)), default=at_most)
-        return min(at_most, max(at_least, shortest))
-
-    def _held(self) -> list[Lease]:
-        leases = list(self._leases.values())
-        return [each for each in leases if each.is_granted and not each.is_given_up]
+        at_least, shortest = SILENT_SECONDS
+        held = []
+        for each in list(self._leases.values()):
+            if each.holder() is None and not each.is_given_up:
+                each.give_up()
+            if each.period < shortest and not each.is_over(now):  # else it is too late to hurry
+                shortest = each.period
+            if each.is_granted and not each.is_given_up:
+                held.append(each)
+        self._patience = max(at_least, shortest)
+        return held
 
     def _is_connected(self) -> bool:
         return self._session.channel is not None and not self._is_silent
 
-    def _connect(self) -> None:
+    def _connect(self, held: list[Lease]) -> None:
         """Have a connection by which the daemon has been told what is held; then close another."""
         session = Session()
         try:
             deadline = time.monotonic() + self._patience
             session.channel = self._route.connect(session, deadline, once=True)
-            self._renew(session, self._held())
+            self._renew(session, held)
         except BaseException:
             session.close()
             raise
@@ -309,7 +310,7 @@ class Keeper:
                 if not self._is_connected():
                     if not any(each.is_given_up for each in list(self._leases.values())):
                         break
-                    self._connect()
+                    self._connect(self._look())
                 pause = self._let_go()
         self._session.close()
         for each in (self._reader, self._writer):
