@@ -353,7 +353,7 @@ def test_a_lock_that_is_granted_while_the_keeper_renews_others_is_renewed_too(
     renewing, granted = threading.Event(), threading.Event()
 
     def let_go_slowly(self):
-        if not renewing.is_set() and any(each.since > began + 1 for each in self._held()):
+        if not renewing.is_set() and any(each.since > began + 1 for each in self._look()):
             renewing.set()
             assert granted.wait(PATIENCE)
         return let_go(self)
