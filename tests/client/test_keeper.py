@@ -22,6 +22,7 @@ from pickledbd_client import (
     WritesRefused,
     starting,
 )
+from pickledbd_client.channel import Session
 from pickledbd_client.keeper import PAUSE_SECONDS, Keeper
 from pickledbd_client.locks import Lock
 from pickledbd_protocol import Reply
@@ -260,6 +261,21 @@ def test_close_ends_the_keeper_also_where_the_daemon_is_away_and_starts_none(loc
     wait_until(lambda: not thread.is_alive(), "the keeper's end")
     assert owner_pid(location) is None
     assert not any(each is thread for each in threading.enumerate())
+
+
+def test_to_look_once_whether_there_is_a_daemon_waits_for_none(location):
+    """Though a request waits for one that was there before."""
+    daemon = Daemon(location)
+    clients = [PickleDB(place, timeout=PATIENCE) for place in (location, daemon.endpoint)]
+    for db in clients:
+        db.ping()
+    daemon.kill()
+    for db in clients:
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            db._route.connect(Session(), began + PATIENCE, once=True)
+        assert time.monotonic() < began + PATIENCE / 2
+        db.close()
 
 
 def test_who_waits_is_answered_when_a_keeper_that_was_not_connected_is_closed(daemon, other):
