@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from pickledbd_client.database import PickleDB
-from pickledbd_client.keeper import Held
+from pickledbd_client.held import Held
 from pickledbd_client.watching import Change, Resync
 from pickledbd_protocol import (
     Conflict,

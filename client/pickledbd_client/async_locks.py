@@ -3,87 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any
 
-from pickledbd_client.calls import Call
-from pickledbd_client.keeper import Held
-from pickledbd_client.locks import BaseLock, Locks
+from pickledbd_client.held import Held, Mine
+from pickledbd_client.locks import BaseLock
 
 
 class AsyncLock(BaseLock):
     """`async with db.lock(name) as held:` see AsyncPickleDB.lock."""
 
-    def __init__(
-        self,
-        request: Callable[[Call[Any]], Awaitable[Any]],
-        locks: Locks,
-        name: Any,
-        ttl: float,
-        timeout: float | None,
-    ) -> None:
-        super().__init__(request, locks, name, ttl, timeout)
-        # What the tasks hold that took this, the first first: wait_for does that in one of its own
-        self._taken: list[tuple[asyncio.Task[Any], dict[str, Held]]] = []
-
     async def acquire(self) -> Held:
         """Wait for the lock. RequestTimeout if it was not free in time."""
-        keeper = self._locks.keeper()
-        task = _current_task()
-        mine = self._locks.of_task(task)
+        mine = self._mine()
         held = self._again(mine)
         if held is not None:
+            held.times += 1
             return held
-        held = keeper.new(self.name, self._ttl)
+        held = self._new(mine)
         try:
-            token = await self._request(self._call(keeper, held))
-            mine[self.name] = self._got(keeper, held, token)
-            self._taken.append((task, mine))
-        except BaseException:
-            self._give_up(keeper, held, mine)
+            return self._got(held, mine, await self._request(self._asking(held)))
+        except BaseException as error:
+            self._failed(held, error)
             raise
-        return held
+
+    __aenter__ = acquire
 
     async def release(self) -> None:
         """Give it back: what this task holds, or else what one took by this object that has ended.
 
         LockLost if it was not held any more.
         """
-        keeper = self._locks.keeper()
-        mine = self._locks.of_task(_current_task())
-        if self.name not in mine:
-            ended = (held for task, held in self._taken if task.done())
-            mine = next(ended, mine)
-        held = self._last(mine)
-        if held is None:
-            return
-        self._taken = [each for each in self._taken if each[1] is not mine]
-        try:
-            was_held = await self._request(keeper.drop(held))
-        except BaseException:
-            self._give_up(keeper, held, mine)
-            raise
-        self._demand(was_held)
-
-    async def __aenter__(self) -> Held:
-        return await self.acquire()
+        await self.__aexit__(None, None, None, False)
 
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
+        entered: bool = True,
     ) -> None:
+        held: Held | None = None
         try:
-            await self.release()
-        except Exception:
-            if exc_type is None:  # else that is what the user is to hear of
+            held = self._find(entered=entered)
+            if held is None:
+                raise self._not_held()
+            if held.times > 1:
+                held.times -= 1
+                return
+            self._released(held, await self._request(held.keeper.release(held.lease)))
+        except BaseException as error:
+            self._interrupted(held, entered=entered)
+            if exc_type is None or not isinstance(error, Exception):
                 raise
 
-
-def _current_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    if task is None:  # a coroutine that is driven by hand
-        raise RuntimeError("a lock is held by a task: use it inside of one")
-    return task
+    def _mine(self) -> Mine:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # its event loop is closed, and what it left is being cleared away
+            task = None
+        return self._locks.here().of_task(task)

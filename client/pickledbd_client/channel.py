@@ -40,6 +40,9 @@ from pickledbd_protocol import (
 MAX_SOCKETS = 16_384
 """Threads of one process that may talk at the same time."""
 
+KEEPALIVE = (60, 15)
+"""Seconds until a silent tcp connection is probed, and between the probes."""
+
 _FIRST_PATIENCE = 0.2  # seconds for a connection and its handshake, before another is tried
 
 Deadline = float | None
@@ -219,6 +222,9 @@ class Channel:
                 self._socket.rcvtimeo = int(SOON_SECONDS * 1000)
                 self._socket.sndhwm = self._socket.rcvhwm = 0
                 self._socket.ipv6 = "[" in self.endpoint  # else localhost would be ::1 alone
+                # Who waits long is to notice that the other machine, or the way there, is gone
+                self._socket.tcp_keepalive = 1
+                self._socket.tcp_keepalive_idle, self._socket.tcp_keepalive_intvl = KEEPALIVE
                 self._socket.connect(self.endpoint)
                 self._poller = select.poll()
                 self._poller.register(self._socket, select.POLLIN)

@@ -4,185 +4,315 @@ May live here: a thread, and its connection. It tells the daemon, well within th
 locks are still held; the daemon frees what it does not hear of, and all of them at once when the
 connection is lost, which is when the process dies. So nothing of this is done by the threads
 that hold locks, which may be at anything. The thread is begun with the first lock, and sleeps
-while none is held. What was asked for and is of no use any more, since its asker was interrupted,
-is given back here, too.
+while none is held. What was asked for and is of no use any more, since its asker was interrupted
+or has ended, is given back here, too.
+
+It never starts a daemon: whoever has something to ask does, and then the keeper finds it. A
+connection that has gone silent may lead to a daemon that is only slow, which would free everything
+if it was closed. So another one is made first, and the silent one is closed when the daemon has
+been told by the new one what is held.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import socket
 import threading
 import time
 import uuid
-from collections import deque
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 from pickledbd_client import calls
 from pickledbd_client.calls import Call
 from pickledbd_client.channel import ConnectionLostError, Session
-from pickledbd_client.route import Route
-from pickledbd_protocol import PickleDBError, Reply
+from pickledbd_client.leases import Lease, clock
+from pickledbd_client.route import Route, generation
+from pickledbd_protocol import (
+    PickleDBError,
+    Reply,
+    RequestTimeout,
+    SaveFailed,
+    TooLarge,
+    WritesRefused,
+)
 
-RENEWALS = 3
-"""How often a lock is renewed within its ttl."""
+KEPT_AT_ONCE = 10_000
+"""Locks that are renewed by one request."""
+
+SILENT_SECONDS = (0.5, 5.0)
+"""How long an answer may take, at least and at most, before another connection is tried: as long
+as the shortest lock is from one renewal to the next."""
+
+PAUSE_SECONDS = (0.05, 1.0)
+"""After a failure, before the next attempt: first, and when it has doubled for a while."""
+
+LETTING_GO_SECONDS = 0.02
+"""What is given up is released for so long before it is looked again what is to be renewed."""
+
+SLEEP_MAX = 3600.0
+"""The system's calls cannot wait for as long as a ttl may be."""
 
 CLOSING_SECONDS = 0.5
 
-CONNECTING_SECONDS = 5.0
-"""How long a daemon that is there may take to greet, whatever the user's timeout: with none, a
-keeper that is closed would not end."""
-
-PAUSE_SECONDS = 0.1
-PAUSE_SECONDS_MAX = 1.0
-"""After a failure, before the next attempt: it doubles with each, since a daemon may be gone for
-good. But locks are to be kept before their time is over, so never is it longer than where all is
-well."""
-
-
-@dataclass(eq=False)
-class Held:
-    """A lock that is held: what `with db.lock(name) as held` gives."""
-
-    name: str
-    ttl: float
-    ask: int
-    token: int = 0
-    """A fencing token: higher than those of all who held the lock before."""
-    lost: bool = False
-    """True once it is known that the lock is not held any more."""
-    times: int = field(default=1, repr=False)  # that it was taken and not released
+_log = logging.getLogger(__name__)
 
 
 class Keeper:
-    """Keeps the locks of one handle in one process. Its methods are for any thread."""
+    """Keeps the locks of one handle in one process. Its methods are for any thread.
+
+    They take no lock, so that a signal's handler may call them while they are under way.
+    """
 
     def __init__(self, route: Route) -> None:
         self.holder = uuid.uuid4().hex
         self._route = route
+        self._generation = generation()
         self._asks = count(1)
-        self._held: dict[int, Held] = {}
-        self._expected: dict[int, Held] = {}
-        self._given_up: deque[Held] = deque()
-        self._session = Session()
+        self._leases: dict[int, Lease] = {}  # of which the daemon may know
         self._closed = False
-        self._next = float("inf")  # when the thread wakes by itself
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
-        self._thread = threading.Thread(target=self._run, name="pickledbd-keeper", daemon=True)
-        self._thread.start()
+        self._unbegun = [None]  # taken by the thread that is to run
+        self._thread: threading.Thread | None = None
+        self._writer: socket.socket | None = None
+        # The thread's own
+        self._reader: socket.socket | None = None
+        self._session = Session()
+        self._is_silent = False
+        self._patience = SILENT_SECONDS[0]
+        self._next = float("inf")  # when it wakes by itself
 
-    def new(self, name: str, ttl: float) -> Held:
-        """A new ask."""
-        return Held(name, ttl, next(self._asks))
+    def new(self, name: str, ttl: float) -> Lease:
+        """A new ask, which nobody knows of."""
+        return Lease(name, ttl, next(self._asks))
 
-    def expect(self, held: Held) -> None:
+    def expect(self, lease: Lease) -> None:
         """It is about to be sent."""
-        self._expected[held.ask] = held
-
-    def keep(self, held: Held) -> None:
-        """It was granted: keep it."""
-        self._held[held.ask] = held
-        self._expected.pop(held.ask, None)
-        if time.monotonic() + held.ttl / RENEWALS < self._next:
+        lease.begin()
+        self._leases[lease.ask] = lease
+        if self._thread is None:
+            # Of several that are begun at once, by other threads or a signal's handler, one runs
+            threading.Thread(target=self._run, name="pickledbd-keeper", daemon=True).start()
+        elif self._session.channel is None:
             self._wake()
 
-    def drop(self, held: Held) -> Call[bool]:
-        """Keep it no longer; the call that releases it."""
-        self._held.pop(held.ask, None)
-        return calls.unlock(held.name, self.holder, held.ask)
+    def keep(self, lease: Lease) -> None:
+        """It was granted: keep it."""
+        lease.grant()
+        if lease.due < self._next:
+            self._wake()
 
-    def give_up(self, held: Held) -> None:
-        """Have it released, be it granted or not, when the daemon can be asked."""
-        self._held.pop(held.ask, None)
-        self._expected.pop(held.ask, None)
-        self._given_up.append(held)
-        self._wake()
+    def forget(self, lease: Lease) -> None:
+        """The daemon has told that it holds nothing by it, nor waits."""
+        self._leases.pop(lease.ask, None)
+
+    def give_up(self, lease: Lease) -> None:
+        """Have it released, be it granted or not, if the daemon may know of it."""
+        if lease.ask in self._leases and not (self._closed or lease.is_given_up):
+            lease.give_up()
+            self._wake()
+
+    def release(self, lease: Lease) -> Call[bool]:
+        """The call that releases it; to be followed by `forget` or `give_up`."""
+        return calls.unlock(lease.name, self.holder, lease.ask)
 
     def close(self, *, wait: bool = True) -> None:
         """End the thread, which lets go of everything. A daemon that is stuck is not waited for.
 
         What was asked for is given up: its askers are answered so. `wait`: until that is done.
         """
-        self._given_up += self._expected.values()
+        for lease in list(self._leases.values()):
+            if not lease.is_granted:
+                lease.give_up()
         self._closed = True
         self._wake()
-        if wait and self._thread is not threading.current_thread():
-            self._thread.join(CLOSING_SECONDS)
+        thread = self._thread
+        if wait and thread is not None and thread is not threading.current_thread():
+            thread.join(CLOSING_SECONDS)
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full of calls to wake, or closed
-            self._writer.send(b"\0")
+        # Without a writer the thread has not yet looked what there is; in a fork it is the parent's
+        if self._writer is not None and self._generation == generation():
+            with contextlib.suppress(OSError):  # full of calls to wake, or closed
+                self._writer.send(b"\0")
 
     # The thread
 
     def _run(self) -> None:
-        pause = PAUSE_SECONDS
+        try:
+            self._unbegun.pop()
+        except IndexError:
+            return
+        self._thread = threading.current_thread()
+        first, longest = PAUSE_SECONDS
+        pause = first
         while not self._closed:
-            self._next = float("inf")  # what is granted from here on is not in this list, and wakes
-            held = list(self._held.values())
-            pauses = [each.ttl / RENEWALS for each in held]
+            self._next = float("inf")  # what is granted from here on may not be seen, and wakes
             try:
-                if held or self._given_up or self._session.channel is None:
-                    self._tell(held)
-                pause = PAUSE_SECONDS
-                if self._given_up:
-                    pauses.append(PAUSE_SECONDS)
-                self._sleep(min(pauses, default=None))
-            except (PickleDBError, ConnectionLostError):
-                self._session.close()
-                again = self._held or self._expected or self._given_up
-                self._sleep(min([pause, *pauses]) if again else None)
-                pause = min(2 * pause, PAUSE_SECONDS_MAX)
-        if self._session.channel is not None or self._given_up:
-            with contextlib.suppress(PickleDBError, ConnectionLostError):
-                self._tell([])
-        self._session.close()
-        self._reader.close()
-        self._writer.close()
+                seconds = self._work()
+                pause = first
+            except Exception as error:  # noqa: BLE001 - whatever it is, others are to be kept
+                if not isinstance(error, (PickleDBError, ConnectionLostError)):
+                    where = self._route.target
+                    _log.warning(
+                        "locks of %s: their keeper failed, and goes on", where, exc_info=True
+                    )
+                self._forget_late()
+                # A daemon that comes back has the time of all that is held begin anew
+                shortest = min((each.period for each in self._look()), default=longest)
+                seconds = max(first, min(pause, shortest))
+                pause = min(2 * pause, longest)
+            self._sleep(seconds)
+        self._end()
 
-    def _tell(self, held: list[Held]) -> None:
-        """Have the daemon know what is held, and what is not wanted."""
-        session = self._session
-        if session.channel is None:
-            by = time.monotonic() + CONNECTING_SECONDS
-            # Once: the pauses between are the keeper's. But at its end there is no next attempt
-            session.channel = self._route.connect(session, by, once=not self._closed)
-        renewal = calls.keep(self.holder, [each.ask for each in held])
-        reply = self._ask(renewal)
-        if reply.error is not None:
-            raise reply.error
-        lost = set(renewal.read(reply))
-        for each in held:
-            if each.ask in lost:
-                each.lost = True
-                self._held.pop(each.ask, None)
-        for each in list(self._given_up):
-            if self._ask(calls.unlock(each.name, self.holder, each.ask)).error is None:
-                self._given_up.remove(each)
+    def _work(self) -> float | None:
+        """Do what is to be done; after how many seconds there is more to do, None for never."""
+        if self._writer is None:
+            self._reader, writer = socket.socketpair()
+            self._reader.setblocking(False)
+            writer.setblocking(False)
+            self._writer = writer
+        held = self._look()
+        if not self._is_connected():
+            if not self._leases:  # what is asked for from here on wakes
+                return None
+            self._connect(held)
+        now = clock()
+        if min((each.due for each in held), default=now + 1) <= now:
+            # and with them what soon would be
+            self._renew(self._session, [each for each in held if each.due <= now + each.period / 2])
+        pause = self._let_go()
+        due = min((each.due for each in held if not each.has_ended), default=None)
+        pauses = [max(0.0, due - clock())] if due is not None else []
+        return min(pauses + ([] if pause is None else [pause]), default=None)
 
-    def _ask(self, call: Call[Any]) -> Reply:
-        """However long it takes: to hang up would be to let go of everything."""
-        channel, session = self._session.channel, self._session
+    def _look(self) -> list[Lease]:
+        """What is to be kept. By the shortest of it is how long an answer may take."""
+        now = clock()
+        at_least, shortest = SILENT_SECONDS
+        held = []
+        for each in list(self._leases.values()):
+            if each.holder() is None and not each.is_given_up:
+                each.give_up()
+            if each.period < shortest and not each.is_over(now):  # else it is too late to hurry
+                shortest = each.period
+            if each.is_granted and not each.is_given_up:
+                held.append(each)
+        self._patience = max(at_least, shortest)
+        return held
+
+    def _is_connected(self) -> bool:
+        return self._session.channel is not None and not self._is_silent
+
+    def _connect(self, held: list[Lease]) -> None:
+        """Have a connection by which the daemon has been told what is held; then close another."""
+        session = Session()
+        try:
+            deadline = time.monotonic() + self._patience
+            session.channel = self._route.connect(session, deadline, once=True)
+            self._renew(session, held)
+        except BaseException:
+            session.close()
+            raise
+        silent, self._session = self._session, session
+        self._is_silent = False
+        silent.close()
+
+    def _renew(self, session: Session, leases: list[Lease]) -> None:
+        """Tell the daemon that these are held, also if there are none: by whom is told as well."""
+        for start in range(0, len(leases) or 1, KEPT_AT_ONCE):
+            some = leases[start : start + KEPT_AT_ONCE]
+            renewal = calls.keep(self.holder, [each.ask for each in some])
+            asked_at = clock()
+            reply = self._ask(session, renewal)
+            if reply.error is not None:
+                raise reply.error
+            lost = set(renewal.read(reply))
+            for each in some:
+                if each.ask in lost:
+                    each.has_ended = True
+                    self.forget(each)
+                elif not each.is_given_up:
+                    each.renew(asked_at)
+
+    def _let_go(self) -> float | None:
+        """Release what was given up, for a moment; after how many seconds to go on, if at all."""
+        until = clock() + LETTING_GO_SECONDS
+        for lease in [each for each in list(self._leases.values()) if each.is_given_up]:
+            if clock() > until:
+                return 0.0
+            with contextlib.suppress(TooLarge):  # which the ask was, too, so it was not sent
+                error = self._ask(self._session, self.release(lease)).error
+                if isinstance(error, (WritesRefused, SaveFailed)):
+                    return PAUSE_SECONDS[-1]
+            self.forget(lease)  # what the daemon does not take for other reasons, it never will
+        return None
+
+    def _forget_late(self) -> None:
+        """Where there is no connection, forget what was given up when it has ended by itself.
+
+        With the connection of who asked, or else when nobody renewed it.
+        """
+        if self._session.channel is None:
+            for lease in list(self._leases.values()):
+                if lease.is_given_up and lease.is_over(clock()):
+                    self.forget(lease)
+
+    def _ask(self, session: Session, call: Call[Any]) -> Reply:
+        channel = session.channel
         assert channel is not None  # noqa: S101 - connected before
-        return channel.exchange(call, session.next_id(), None)
+        try:
+            return channel.exchange(call, session.next_id(), time.monotonic() + self._patience)
+        except TooLarge:  # nothing was sent
+            raise
+        except RequestTimeout:
+            self._is_silent = True
+            raise
+        except BaseException:
+            session.close()
+            raise
 
     def _sleep(self, seconds: float | None) -> None:
-        """Until it is time, or somebody wakes, or the connection is lost: ConnectionLostError."""
-        self._next = float("inf") if seconds is None else time.monotonic() + seconds
+        """Until it is time, or somebody wakes, or something is heard of the connection."""
+        self._next = float("inf") if seconds is None else clock() + seconds
+        if self._reader is None:
+            time.sleep(PAUSE_SECONDS[-1])
+            return
         poller = select.poll()
         poller.register(self._reader, select.POLLIN)
         channel = self._session.channel
         if channel is not None:
             poller.register(channel.fileno(), select.POLLIN)
-            channel.received()
-        poller.poll(None if seconds is None else seconds * 1000)
+            self._listen()
+        wait = SLEEP_MAX if seconds is None else min(seconds, SLEEP_MAX)
+        if self._session.channel is channel:
+            poller.poll(wait * 1000)
         with contextlib.suppress(BlockingIOError):
             while self._reader.recv(4096):
                 pass
-        if channel is not None:
-            channel.received()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Notice that the connection was lost. What comes late is of no use."""
+        try:
+            while self._session.channel is not None and self._session.channel.received():
+                pass
+        except (PickleDBError, ConnectionLostError):
+            self._session.close()
+
+    def _end(self) -> None:
+        """Have those who wait answered. What is held ends with the connection."""
+        until = clock() + SILENT_SECONDS[-1]
+        pause: float | None = 0.0
+        with contextlib.suppress(PickleDBError, ConnectionLostError):
+            while pause == 0.0 and clock() < until:
+                if not self._is_connected():
+                    if not any(each.is_given_up for each in list(self._leases.values())):
+                        break
+                    self._connect(self._look())
+                pause = self._let_go()
+        self._session.close()
+        for each in (self._reader, self._writer):
+            if each is not None:
+                each.close()

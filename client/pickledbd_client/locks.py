@@ -1,13 +1,20 @@
 """`lock()`: locks that all clients of a database share.
 
-May live here: which thread or task holds which lock of a handle, and the objects that users see.
-What has to go on by itself while a lock is held is the keeper's. A lock is re-entrant: who holds
-it gets it again at once, and gives it back with the last of its releases.
+May live here: how a lock is taken and given back, and the objects that users see. What has to go
+on by itself while a lock is held is the keeper's. A lock is re-entrant: who holds it gets it
+again at once, and gives it back with the last of its releases. That is the thread or the task
+that took it; but the end of a `with` block gives back what its beginning took, in whichever it is,
+and `release` also what was taken by the same object, in one that has ended.
+
+Ctrl+C, the exception of any signal's handler, may come at every call and at the first step of a
+function. So what changes who holds what is one step, or is done within a `try` whose `except`
+makes good what may be half done: not a context manager, whose functions are called before its
+`try` and after it.
 """
 
 from __future__ import annotations
 
-import threading
+import contextlib
 import weakref
 from collections.abc import Callable
 from types import TracebackType
@@ -15,9 +22,19 @@ from typing import Any
 
 from pickledbd_client import calls
 from pickledbd_client.calls import Call
-from pickledbd_client.keeper import Held, Keeper
-from pickledbd_client.route import Route, generation, leave, making
-from pickledbd_protocol import InvalidKey, LockLost, RequestTimeout, encode_key, shown
+from pickledbd_client.held import Held, Here, Mine
+from pickledbd_client.keeper import Keeper
+from pickledbd_client.route import Route, generation, leave
+from pickledbd_protocol import (
+    InvalidKey,
+    LockLost,
+    PickleDBError,
+    ProtocolError,
+    RequestTimeout,
+    Unavailable,
+    encode_key,
+    shown,
+)
 
 
 class Locks:
@@ -25,40 +42,28 @@ class Locks:
 
     def __init__(self, route: Route) -> None:
         self._route = route
-        self._generation = generation()
         self._closed = False
-        self._keeper: Keeper | None = None  # until there is a lock
-        self._of_thread = threading.local()
-        self._of_task: weakref.WeakKeyDictionary[Any, dict[str, Held]] = weakref.WeakKeyDictionary()
+        self._here: dict[int, Here] = {}  # by generation; empty until there is a lock
+
+    def here(self) -> Here:
+        """Those of this process. In one step, whoever else is at it: another thread, a signal."""
+        number = generation()
+        here = self._here.get(number)
+        if here is None:
+            leave(list(self._here.values()))
+            new = Here(self._route)
+            weakref.finalize(self, new.keeper.close)  # its thread keeps it alive, but not this
+            here = self._here.setdefault(number, new)
+        return here
 
     def keeper(self) -> Keeper:
-        """This process's; a forked child has one of its own, and none of its parent's locks."""
+        """This process's."""
+        return self.here().keeper
+
+    def demand_open(self) -> None:
+        """Unavailable if its handle was closed."""
         if self._closed:
             raise self._route.closed()
-        if self._generation != generation() or self._keeper is None:
-            with making:
-                if self._generation != generation():
-                    leave([self._keeper])
-                    self._keeper = None
-                    self._of_thread = threading.local()
-                    self._of_task = weakref.WeakKeyDictionary()
-                    self._generation = generation()  # last: what is above is read without this lock
-                if self._keeper is None:
-                    self._keeper = Keeper(self._route)
-                    # Its thread keeps it alive, but not this
-                    weakref.finalize(self, self._keeper.close)
-        return self._keeper
-
-    def of_thread(self) -> dict[str, Held]:
-        """What the calling thread holds."""
-        held: dict[str, Held] | None = getattr(self._of_thread, "held", None)
-        if held is None:
-            held = self._of_thread.held = {}
-        return held
-
-    def of_task(self, task: object) -> dict[str, Held]:
-        """What a task holds."""
-        return self._of_task.setdefault(task, {})
 
     def patience(self, timeout: float | None) -> float | None:
         """How long to wait for the answer of a daemon that waits for `timeout` seconds itself."""
@@ -67,8 +72,9 @@ class Locks:
     def close(self, *, wait: bool = True) -> None:
         """Let go of all that is held; `wait`: until that is done."""
         self._closed = True
-        if self._keeper is not None:
-            self._keeper.close(wait=wait)
+        here = self._here.get(generation())
+        if here is not None:
+            here.keeper.close(wait=wait)
 
 
 class BaseLock:
@@ -88,6 +94,7 @@ class BaseLock:
         self._locks = locks
         self._ttl = ttl
         self._timeout = timeout
+        self._taken: list[Held] = []  # by this, the first first
         try:
             encode_key(self.name)
         except InvalidKey:
@@ -96,60 +103,121 @@ class BaseLock:
         if timeout is not None:
             calls.wait_ms(timeout, f"lock {shown(self.name)}")
 
-    def _call(self, keeper: Keeper, held: Held) -> Call[int | None]:
+    def _mine(self) -> Mine:
+        """What the calling thread or task holds."""
+        raise NotImplementedError
+
+    # Taking it
+
+    def _again(self, mine: Mine) -> Held | None:
+        """What is held already, to be counted once more."""
+        self._locks.demand_open()
+        held = mine.get(self.name)
+        if held is not None:
+            if held.lost:
+                raise self._lost(held, "it was taken again")
+            self._remember(held)
+        return held
+
+    def _new(self, mine: Mine) -> Held:
+        keeper = self._locks.keeper()
+        return Held(keeper.new(self.name, self._ttl), keeper, mine)
+
+    def _asking(self, held: Held) -> Call[int | None]:
         """What asks for it."""
-        keeper.expect(held)
+        held.keeper.expect(held.lease)
         return calls.lock(
             self.name,
-            keeper.holder,
+            held.keeper.holder,
             held.ask,
             ttl=self._ttl,
             wait=self._timeout,
             patience=self._locks.patience(self._timeout),
         )
 
-    def _got(self, keeper: Keeper, held: Held, token: int | None) -> Held:
-        self._locks.keeper()  # is there no more if this was closed meanwhile
+    def _got(self, held: Held, mine: Mine, token: int | None) -> Held:
         if token is None:
+            held.keeper.forget(held.lease)
+            self._locks.demand_open()  # else that is why
             raise RequestTimeout(f"lock {shown(self.name)} was not free within {self._timeout} s")
+        self._locks.demand_open()
         held.token = token
-        keeper.keep(held)
+        held.keeper.keep(held.lease)
+        self._remember(held)
+        mine[self.name] = held
         return held
 
-    def _give_up(self, keeper: Keeper, held: Held, mine: dict[str, Held]) -> None:
-        """Have it free, whatever the daemon made of the ask for it, or for its release.
+    def _remember(self, held: Held) -> None:
+        for each in [each for each in list(self._taken) if each.times == 0]:
+            self._forget(each)  # another object has given it back
+        if held not in self._taken:
+            self._taken.append(held)
 
-        From an `except`, not a context manager: within the functions of such a one, which are
-        called before its `try` and after it, a signal's handler may raise, too.
-        """
-        if mine.get(self.name) is held:
-            del mine[self.name]
-        keeper.give_up(held)
+    def _failed(self, held: Held, error: BaseException) -> None:
+        """It was not taken: have it free, if the daemon may have it otherwise."""
+        no_answer = (Unavailable, RequestTimeout, ProtocolError)
+        if isinstance(error, PickleDBError) and not isinstance(error, no_answer):
+            held.keeper.forget(held.lease)  # it was refused
+        self._give_up(held)
 
-    def _again(self, mine: dict[str, Held]) -> Held | None:
-        held = mine.get(self.name)
+    # Giving it back
+
+    def _find(self, *, entered: bool) -> Held | None:
+        """What is to be given back; `entered`: by the end of a block that has begun somewhere."""
+        held = self._mine().get(self.name)
         if held is not None:
-            self._demand(not held.lost, "it was taken again")
-            held.times += 1
-        return held
+            return held
+        keeper = self._locks.keeper()  # else it is one of the parent's, in a forked child
+        taken = [each for each in list(self._taken) if each.times and each.keeper is keeper]
+        left = [each for each in taken if each.is_left()]
+        return next(iter(left or (taken if entered else [])), None)
 
-    def _last(self, mine: dict[str, Held]) -> Held | None:
-        """What is to be released, if it was not taken more often than it was released."""
-        held = mine.get(self.name)
-        if held is None:
-            raise LockLost(f"lock {shown(self.name)} is not held here")
-        held.times -= 1
-        if held.times:
-            return None
-        del mine[self.name]
-        return held
-
-    def _demand(self, was_held: bool, event: str = "it was released") -> None:
+    def _released(self, held: Held, was_held: bool) -> None:
+        held.keeper.forget(held.lease)
+        self._over(held)
         if not was_held:
-            raise LockLost(
-                f"lock {shown(self.name)} was lost before {event}: it was not renewed "
-                f"within its {self._ttl} s, so others may have held it meanwhile"
+            held.lease.has_ended = True
+            raise self._lost(held, "it was released")
+
+    def _interrupted(self, held: Held | None, *, entered: bool) -> None:
+        """Once less, or free, whatever became of its release; None if that had not begun."""
+        held = held or self._find(entered=entered)
+        if held is None:
+            return
+        if held.times > 1:
+            held.times -= 1
+            return
+        self._give_up(held)
+
+    def _give_up(self, held: Held) -> None:
+        held.keeper.give_up(held.lease)
+        self._over(held)
+
+    def _over(self, held: Held) -> None:
+        """It is held here no more."""
+        held.times = 0
+        mine = held.mine()
+        if mine is not None and mine.get(self.name) is held:
+            mine.pop(self.name, None)
+        self._forget(held)
+
+    def _forget(self, held: Held) -> None:
+        with contextlib.suppress(ValueError):
+            self._taken.remove(held)
+
+    def _not_held(self) -> LockLost:
+        return LockLost(f"lock {shown(self.name)} is not held here")
+
+    def _lost(self, held: Held, event: str) -> LockLost:
+        if held.lease.has_ended:
+            return LockLost(
+                f"lock {shown(self.name)} was lost before {event}: its connection was lost, or it "
+                f"was not renewed within its {held.ttl} s, so others may have held it meanwhile"
             )
+        return LockLost(
+            f"lock {shown(self.name)} may have been lost before {event}: the daemon has not been "
+            f"heard of for its {held.ttl} s"
+        )
 
 
 class Lock(BaseLock):
@@ -157,45 +225,45 @@ class Lock(BaseLock):
 
     def acquire(self) -> Held:
         """Wait for the lock. RequestTimeout if it was not free in time."""
-        keeper = self._locks.keeper()
-        mine = self._locks.of_thread()
+        mine = self._mine()
         held = self._again(mine)
         if held is not None:
-            return held
-        held = keeper.new(self.name, self._ttl)
+            held.times += 1
+            return held  # at once: nothing that could be interrupted comes between
+        held = self._new(mine)
         try:
-            token = self._request(self._call(keeper, held))
-            mine[self.name] = self._got(keeper, held, token)
-        except BaseException:
-            self._give_up(keeper, held, mine)
+            return self._got(held, mine, self._request(self._asking(held)))
+        except BaseException as error:
+            self._failed(held, error)
             raise
-        return held
+
+    __enter__ = acquire
 
     def release(self) -> None:
         """Give it back. LockLost if it was not held any more."""
-        keeper = self._locks.keeper()
-        mine = self._locks.of_thread()
-        held = self._last(mine)
-        if held is None:
-            return
-        try:
-            was_held = self._request(keeper.drop(held))
-        except BaseException:
-            self._give_up(keeper, held, mine)
-            raise
-        self._demand(was_held)
-
-    def __enter__(self) -> Held:
-        return self.acquire()
+        self.__exit__(None, None, None, False)
 
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
+        entered: bool = True,
     ) -> None:
+        held: Held | None = None
         try:
-            self.release()
-        except Exception:
-            if exc_type is None:  # else that is what the user is to hear of
+            held = self._find(entered=entered)
+            if held is None:
+                raise self._not_held()
+            if held.times > 1:
+                held.times -= 1
+                return
+            self._released(held, self._request(held.keeper.release(held.lease)))
+        except BaseException as error:
+            self._interrupted(held, entered=entered)
+            # If there is another exception, that is what the user is to hear of
+            if exc_type is None or not isinstance(error, Exception):
                 raise
+
+    def _mine(self) -> Mine:
+        return self._locks.here().of_thread()

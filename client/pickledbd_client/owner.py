@@ -29,16 +29,15 @@ def reach_owner(
     deadline: Deadline,
     autostart: bool,
     first: bool,
-    once: bool,
+    once: bool = False,
 ) -> Channel:
     """A channel to the daemon that owns `path`.
 
     `first`: a daemon that is starting is waited for beyond the deadline, as long as it gets on
     with loading its file; but where there is none, and none is to be started, there is nobody to
     wait for. Later one that is gone is expected to come back until the deadline. One that is
-    killed while it starts is started again. `once`: nobody is waited for, though one may be
-    started. Unavailable or NotAllowed if nobody can be reached, RequestTimeout if the owner does
-    not answer.
+    killed while it starts is started again. `once`: nobody is waited for. Unavailable or NotAllowed
+    if nobody can be reached, RequestTimeout if the owner does not answer.
     """
     starter = Starter(path) if autostart else None
     seen: dict[str, Any] = {}

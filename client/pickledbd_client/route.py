@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,10 +28,6 @@ _forks: list[None] = []  # as many as this process and those before it have been
 os.register_at_fork(after_in_child=lambda: _forks.append(None))
 
 _inherited: list[object] = []
-
-making = threading.Lock()
-"""Held while what is to be this process's own is made: of threads that find a fork one does so."""
-os.register_at_fork(after_in_child=making._at_fork_reinit)  # type: ignore[attr-defined] # noqa: SLF001 - as the standard library does
 
 Location = str | bytes | os.PathLike[str] | None
 
@@ -106,8 +101,8 @@ class Route:
     def connect(self, session: Session, deadline: Deadline, *, once: bool = False) -> Channel:
         """A new channel to where the target is now.
 
-        The first time, a daemon that is loading a large file is waited for. `once`: nobody is
-        waited for who is not there yet; a daemon may be started, for the next attempt.
+        The first time, a daemon that is loading a large file is waited for. `once`: none is
+        waited for, nor started.
         """
         first = not self.daemon and not once
         try:
@@ -116,7 +111,7 @@ class Route:
                     self.target,
                     session,
                     deadline=deadline,
-                    autostart=self._autostart,
+                    autostart=self._autostart and not once,
                     first=first,
                     once=once,
                 )

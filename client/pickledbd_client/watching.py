@@ -7,6 +7,7 @@ the iterator. Nothing is polled: the daemon answers when there is something to t
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import uuid
 from collections import deque
@@ -17,8 +18,12 @@ from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from pickledbd_client import calls
 from pickledbd_client.calls import Call, Some
-from pickledbd_client.route import generation, making
+from pickledbd_client.route import generation
 from pickledbd_protocol import InvalidValue, PickleDBError
+
+_making = threading.RLock()
+"""Held while a watch begins anew in a forked child: of threads that find the fork, one does so."""
+os.register_at_fork(after_in_child=_making._at_fork_reinit)  # type: ignore[attr-defined] # noqa: SLF001 - as the standard library does
 
 
 class Change(NamedTuple):
@@ -119,7 +124,7 @@ class BaseWatch(Generic[Turn]):
     def _mine(self) -> Watching:
         """The watch, which in a forked child begins anew: what waits is the parent's."""
         if self._generation != generation():
-            with making:
+            with _making:
                 if self._generation != generation():
                     self._turn = self._make_turn()
                     self._watching.left()

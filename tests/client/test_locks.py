@@ -26,10 +26,9 @@ from pickledbd_client import (
     Unavailable,
     calls,
     locks,
-    owner,
 )
 from pickledbd_client.keeper import Keeper
-from pickledbd_client.owner import _told
+from pickledbd_client.leases import clock
 from pickledbd_client.route import leave
 from support import PATIENCE, Daemon, in_fork, is_alive, owner_pid, wait_until
 
@@ -207,33 +206,6 @@ def test_one_task_at_a_time_holds_it_and_may_take_it_again(daemon, other):
     run(work())
 
 
-def test_outside_of_a_task_there_is_none_to_hold_it(daemon, other):
-    async def work():
-        db = async_client(daemon)
-        lock = db.lock("x")
-        errors = []
-
-        def drive_by_hand():
-            for call in (lock.acquire, lock.release):
-                coroutine = call()
-                try:
-                    coroutine.send(None)
-                except Exception as error:  # noqa: BLE001 - what it is, is looked at
-                    errors.append(error)
-                finally:
-                    coroutine.close()
-
-        asyncio.get_running_loop().call_soon(drive_by_hand)
-        await until(lambda: len(errors) == 2)
-        for error in errors:
-            assert type(error) is RuntimeError
-            assert "inside of one" in str(error)
-        assert is_free(other)
-        await db.close()
-
-    run(work())
-
-
 def test_threads_are_served_in_the_order_of_asking(db, other):
     served = []
     with db.lock("x", ttl=LONG):
@@ -379,18 +351,17 @@ def test_a_lock_that_is_granted_while_the_keeper_renews_others_is_renewed_too(
     db, other, monkeypatch
 ):
     """What the keeper has in mind is when those others are due, and it sleeps that long after."""
-    tell = Keeper._tell
+    let_go = Keeper._let_go
     renewing, granted = threading.Event(), threading.Event()
-    times = []
 
-    def tell_slowly(self, held):
-        tell(self, held)
-        times.extend(each.name for each in held)
-        if times == ["long", "long"]:  # after the time in between: of itself, woken by nobody
+    def let_go_slowly(self):
+        if not renewing.is_set() and any(each.since > began + 1 for each in self._look()):
             renewing.set()
             assert granted.wait(PATIENCE)
+        return let_go(self)
 
-    monkeypatch.setattr(Keeper, "_tell", tell_slowly)
+    began = clock()
+    monkeypatch.setattr(Keeper, "_let_go", let_go_slowly)
     with db.lock("long", ttl=6):
         assert renewing.wait(PATIENCE)
         with db.lock("x", ttl=1) as held:
@@ -541,62 +512,6 @@ def test_a_daemon_that_halts_for_less_than_the_ttl_loses_nothing(daemon, db, oth
     waiter.go_on()
 
 
-def test_a_daemon_that_is_gone_is_looked_for_ever_less_often_but_in_time_for_the_locks(
-    location, monkeypatch
-):
-    daemon = Daemon(location)
-    sleep = Keeper._sleep
-    pauses = {}
-
-    def noted(self, seconds):
-        if self._session.channel is None and seconds is not None:
-            pauses.setdefault(self, []).append(seconds)
-        sleep(self, seconds)
-
-    looks = []
-
-    def told(path):
-        looks.append(path)
-        return _told(path)
-
-    monkeypatch.setattr(Keeper, "_sleep", noted)
-    monkeypatch.setattr(owner, "_told", told)
-    with contextlib.ExitStack() as stack:
-        long, short = (
-            stack.enter_context(contextlib.closing(daemon.client(timeout=None))) for _ in range(2)
-        )
-        held = long.lock("x", ttl=LONG).acquire()
-        short.lock("y", ttl=0.9).acquire()
-        keepers = [each._locks.keeper() for each in (long, short)]
-        wait_until(lambda: all(keeper._session.channel for keeper in keepers), "them to be kept")
-        pauses.clear()
-        daemon.kill()
-        looks.clear()
-        wait_until(
-            lambda: all(len(pauses.get(keeper, ())) > 5 for keeper in keepers), "some attempts"
-        )
-        assert len(looks) <= len(pauses[keepers[0]]) + len(pauses[keepers[1]])
-        assert pauses[keepers[0]][:6] == [0.1, 0.2, 0.4, 0.8, 1, 1]
-        assert pauses[keepers[1]][:2] == [0.1, 0.2]
-        assert set(pauses[keepers[1]][2:]) == {0.9 / 3}
-        daemon = Daemon(location)
-        wait_until(lambda: all(keeper._session.channel for keeper in keepers), "them to be kept")
-        assert long.set("k", 1, token=held.token)
-    daemon.check_and_stop()
-
-
-def test_the_keeper_starts_a_daemon_again_where_nobody_asks_anything(location):
-    with contextlib.closing(PickleDB(location)) as db:
-        with db.lock("x", ttl=LONG) as held:
-            pid = owner_pid(location)
-            os.kill(pid, signal.SIGKILL)
-            keeper = db._locks.keeper()
-            wait_until(lambda: owner_pid(location) not in (pid, None), "another daemon")
-            wait_until(lambda: keeper._session.channel is not None, "it to be reached")
-            assert not held.lost
-        assert db.info()["locks"] == 0
-
-
 # How waiting ends
 
 
@@ -651,7 +566,7 @@ def test_a_cancelled_task_waits_no_longer_nor_holds_what_it_does_not_know_of(dae
         with contextlib.suppress(asyncio.CancelledError):
             held = await task
             # it was granted just before; of a task that has ended nobody else can release it
-            await its._link.request(its._locks.keeper().drop(held))
+            await its._link.request(its._locks.keeper().release(held.lease))
 
     run(work())
 
@@ -661,9 +576,9 @@ def test_what_is_cancelled_behind_many_other_requests_is_never_held(daemon, db):
 
     async def work():
         its = async_client(daemon)
-        async with its.lock("y", ttl=LONG):  # the keeper is connected
-            pass
         keeper = its._locks.keeper()
+        async with its.lock("y", ttl=LONG):
+            await until(lambda: keeper._session.channel)
         with stopped(daemon):
             others = [asyncio.create_task(its.set("k", "x" * 1000)) for _ in range(900)]
             task = asyncio.create_task(its.lock("x", ttl=LONG).acquire())
@@ -672,7 +587,7 @@ def test_what_is_cancelled_behind_many_other_requests_is_never_held(daemon, db):
             await asyncio.gather(task, return_exceptions=True)
             await asyncio.sleep(0.2)  # its unlock is on its way
         await asyncio.gather(*others)
-        await until(lambda: not keeper._given_up)
+        await until(lambda: not keeper._leases)
         assert (await its.info())["locks"] == 0
         assert is_free(db)
         await its.close()

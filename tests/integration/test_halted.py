@@ -51,7 +51,7 @@ def test_who_has_died_meanwhile_holds_it_no_longer_than_its_time(daemon, db):
         holder.lock("x", ttl=TTL).acquire()
         keeper = holder._locks.keeper()
         os.kill(daemon.pid, signal.SIGSTOP)
-        keeper._held.clear()  # it is connected, and will not renew it
+        keeper._leases.clear()  # it is connected, and will not renew it
         time.sleep(1.5 * TTL)
         os.kill(daemon.pid, signal.SIGCONT)
         resumed = time.monotonic()
