@@ -52,8 +52,10 @@ class Feed:
 
     def __init__(self) -> None:
         self._sequence = now_ms() * 1000  # of the newest change
-        self._changes: list[Change | None] = []
-        self._first = 0  # in that list; what stands before was given up
+        # Their keys and values. In two lists, as the garbage collector would look at each pair
+        self._keys: list[str | None] = []
+        self._values: list[bytes | None] = []
+        self._first = 0  # in these lists; what stands before was given up
         self._bytes = 0
         self._watchers = Watchers()
         self.active = False
@@ -73,11 +75,11 @@ class Feed:
     def note(self, key: str, value: bytes | None) -> None:
         """A change was committed. Only while it is `active`."""
         self._sequence += 1
-        change = key, value
-        self._changes.append(change)
-        self._bytes += _size(change)
+        self._keys.append(key)
+        self._values.append(value)
+        self._bytes += _size(key, value)
         self._watchers.wake(key, self._sequence - 1)
-        if self._bytes > BYTES_MAX or len(self._changes) - self._first > CHANGES_MAX:
+        if self._is_full:
             self._trim()
 
     def note_all(self, count: int, changes: Iterable[Change]) -> None:
@@ -92,18 +94,23 @@ class Feed:
         """Changes were committed that are not told one by one."""
         self._sequence += 1
         if self.active:
-            self._changes.clear()
+            self._keys.clear()
+            self._values.clear()
             self._first = self._bytes = 0
             self._watchers.wake_all(self._sequence - 1)
 
+    @property
+    def _is_full(self) -> bool:
+        return self._bytes > BYTES_MAX or len(self._keys) - self._first > CHANGES_MAX
+
     def _trim(self) -> None:
-        while self._bytes > BYTES_MAX or len(self._changes) - self._first > CHANGES_MAX:
-            gone, self._changes[self._first] = self._changes[self._first], None
+        while self._is_full:
+            at = self._first
+            self._bytes -= _size(self._keys[at] or "", self._values[at])
+            self._keys[at] = self._values[at] = None
             self._first += 1
-            if gone is not None:
-                self._bytes -= _size(gone)
         if self._first > CHANGES_MAX:
-            del self._changes[: self._first]
+            del self._keys[: self._first], self._values[: self._first]
             self._first = 0
 
     # For the engine
@@ -166,39 +173,32 @@ class Feed:
             self.active = False
 
     def _lacks(self, since: int) -> bool:
-        held = len(self._changes) - self._first
+        held = len(self._keys) - self._first
         return not self._sequence - held <= since <= self._sequence
 
-    def _since(self, since: int, prefix: str) -> tuple[list[tuple[int, Change]], int]:
-        """The changes of the prefix, and up to which sequence that are all."""
-        found: list[tuple[int, Change]] = []
+    def _since(self, since: int, prefix: str) -> tuple[list[bytes], int]:
+        """The texts of the changes of the prefix, and up to which sequence that are all."""
+        found: list[bytes] = []
         size = 0
-        start = len(self._changes) - (self._sequence - since)
-        for change in self._changes[start : start + LOOKED_AT_ONCE]:
+        start = len(self._keys) - (self._sequence - since)
+        some = slice(start, start + LOOKED_AT_ONCE)
+        for key, value in zip(self._keys[some], self._values[some], strict=True):
             since += 1
-            if change is not None and change[0].startswith(prefix):
-                found.append((since, change))
-                size += _size(change)
+            if key is not None and key.startswith(prefix):
+                rest = b"" if value is None else b",%b" % value
+                found.append(b"[%d,%b%b]" % (since, orjson.dumps(key), rest))
+                size += len(found[-1])
                 if len(found) >= TOLD_AT_ONCE or size >= TOLD_BYTES:
                     break
         return found, since
 
-    def _answer(self, found: list[tuple[int, Change]], upto: int | None = None) -> bytes:
-        texts = (
-            b"[%d,%b]" % (sequence, orjson.dumps(key))
-            if value is None
-            else b"[%d,%b,%b]" % (sequence, orjson.dumps(key), value)
-            for sequence, (key, value) in found
-        )
-        return b'{"changes":[%b],"seq":%d}' % (
-            b",".join(texts),
-            self._sequence if upto is None else upto,
-        )
+    def _answer(self, found: list[bytes], upto: int | None = None) -> bytes:
+        upto = self._sequence if upto is None else upto
+        return b'{"changes":[%b],"seq":%d}' % (b",".join(found), upto)
 
     def _resync(self) -> bytes:
         return b'{"resync":true,"seq":%d}' % self._sequence
 
 
-def _size(change: Change) -> int:
-    key, value = change
+def _size(key: str, value: bytes | None) -> int:
     return len(key) + (0 if value is None else len(value))

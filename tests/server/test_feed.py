@@ -237,9 +237,10 @@ class Watching(RuleBasedStateMachine):
     @invariant()
     def holds_no_more_than_it_may(self):
         feed = self.feed
-        held = [change for change in feed._changes if change is not None]
+        pairs = list(zip(feed._keys, feed._values, strict=True))
+        held = [change for change in pairs if change != (None, None)]
         assert len(held) <= watches.CHANGES_MAX
-        assert len(feed._changes) <= 2 * watches.CHANGES_MAX + 1
+        assert len(pairs) <= 2 * watches.CHANGES_MAX + 1
         assert feed._bytes == sum(size_of(*change) for change in held) <= watches.BYTES_MAX
         assert feed.active or not held
         assert len(feed) == len(self.parked)
@@ -372,7 +373,7 @@ def test_who_asks_and_asks_and_never_has_to_wait_still_watches(monkeypatch):
     now += watches.IDLE_SECONDS * 1.1
     feed.upkeep()
     assert not feed.active
-    assert feed._changes == []
+    assert feed._keys == feed._values == []
     assert asked(feed, since + 1)["resync"]
 
 
@@ -611,7 +612,7 @@ def test_nothing_is_held_while_nobody_watches_and_each_commit_has_a_sequence():
     before = feed.sequence
     assert store.reap(10) == ["a"]
     assert feed.sequence > before
-    assert (feed._changes, feed.active) == ([], False)
+    assert (feed._keys, feed.active) == ([], False)
     before = feed.sequence
     store.set("c", b"1")
     store.roll_back()
