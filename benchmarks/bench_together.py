@@ -190,6 +190,8 @@ def run(quick: bool) -> Report:
         stores = stack.enter_context(opened(folder, [ALL[OURS], ALL[ECHO], ALL[REDIS]]))
         ours, theirs = home(folder, ALL[OURS]), home(folder, ALL[REDIS])
         db, other_db = our_database(ours), their_database(theirs)
+        # Who waited for others does not look for its next replies as busily as who did not
+        counting = our_database(ours)
         lock, other_lock = our_lock(ours), their_lock(theirs)
         taker = stack.enter_context(beside(take, ours, our_lock))
         other_taker = stack.enter_context(beside(take, theirs, their_lock))
@@ -197,7 +199,7 @@ def run(quick: bool) -> Report:
         follower.recv()
         contenders: dict[str, Callable[[], float]] = {
             "echo": partial(p50, partial(stores[ECHO].set, "told", 1), count),
-            "incr": partial(p50, partial(db.incr, "n"), count),
+            "incr": partial(p50, partial(counting.incr, "n"), count),
             "redis incr": partial(p50, partial(other_db.incr, "n"), count),
             "lock": partial(p50, partial(once, lock), count),
             "redis lock": partial(p50, partial(once, other_lock), count),
