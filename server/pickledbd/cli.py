@@ -293,7 +293,7 @@ def _recover(
     store.changes += found.replayed
     engine = Engine(store, journal, found.retries, saver, status=status, tasks=tasks, gate=gate)
     saver.begin(found.superfluous, choice=options.choice)
-    store.locks.begin()
+    store.locks.begin_anew()
     return engine, tasks
 
 

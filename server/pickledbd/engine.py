@@ -54,14 +54,11 @@ Peer = bytes
 ALIVE_SECONDS = 1.0
 """How often who waits for something long is told that it is being done."""
 
-MESSAGE_SECONDS = 0.0015
-"""How long several requests of one message are applied before others have their turn."""
+TAKEN_IN_SECONDS = 0.0015
+"""How long several requests of one message, or those that were held, are taken in at a time."""
 
 TICK_SECONDS = 0.05
 """How soon after a write, or a task, the saver looks whether it has something to do."""
-
-HELD_AT_ONCE = 64
-"""Requests of a connection, held until its batch counts, that are taken up between two turns."""
 
 LONG_SECONDS = 3600.0
 """How soon the daemon looks at its clock at the latest."""
@@ -112,48 +109,37 @@ class Engine:
         self._replies: list[tuple[Peer, bytes]] = []
         self._in_doubt = False  # whether what is refused now may come back at the next start
         self._applying: set[Peer] = set()  # whose large batch does not count yet
-        self._held: dict[Peer, list[Request]] = {}  # until a batch counts, or is in place
+        self._held: dict[Peer, list[Request]] = {}  # until a batch counts, or there is time
         self._waiting: dict[tuple[Peer, int], None] = {}  # answers that take long
         self._tell_alive = 0.0
         self._freeing = False
         self._tick_at = 0.0
         self._gone: set[Peer] = set()
-        self._sender: Peer = b""  # of the last message
-        self._rest: deque[Request | Refused] = deque()  # of it, what was not taken in yet
         self._gathering: set[Peer] = set()  # who have asked for several things in one message
 
     # Turns
 
     def receive(self, peer: Peer, frames: Sequence[bytes]) -> None:
-        """Take in one message, or what of it there is time for. Not while `amidst` another."""
-        self._sender, self._rest = peer, deque(decode_requests(frames))
-        self.go_on()
-
-    @property
-    def amidst(self) -> bool:
-        """Whether there is more of a message, to `go_on` with before anything else comes."""
-        return bool(self._rest)
-
-    def go_on(self) -> None:
-        """Take in the rest of a message, or what of it there is time for."""
-        peer, rest = self._sender, self._rest
-        is_alone = len(rest) == 1
+        """Take in one message. What of it there is no time for is held until after this turn."""
+        requests = decode_requests(frames)
+        is_alone = len(requests) == 1
         if not is_alone:
             self._gathering.add(peer)
-        until = time.monotonic() + MESSAGE_SECONDS
-        while rest:
+        until = time.monotonic() + TAKEN_IN_SECONDS
+        for number, request in enumerate(requests):
+            if isinstance(request, Refused):
+                if request.is_part and request.id is not None:
+                    self._batches.refuse(peer, request.id, request.error)
+                else:
+                    self._replies.append((peer, encode_error(request.id, request.error)))
+                continue
             if self.turn_over:  # by the request before, of the same message
                 self._end_turn()
-            request = rest.popleft()
-            if not isinstance(request, Refused):
-                self._admit(peer, request)
-            elif request.is_part and request.id is not None:
-                self._batches.refuse(peer, request.id, request.error)
+            if number and time.monotonic() >= until:
+                self._hold(peer, request)
             else:
-                self._replies.append((peer, encode_error(request.id, request.error)))
-            if time.monotonic() >= until:
-                break
-        if rest or not (is_alone or self._journal.durable == "fsync"):
+                self._admit(peer, request)
+        if not (is_alone or self._journal.durable == "fsync"):
             # Whoever has further ones under way goes on with these while those are applied. But a
             # turn that waits for the disk is worth being shared
             self.turn_over = True
@@ -165,11 +151,14 @@ class Engine:
             or (self._store.folding and request.command.whole)
             or (request.command.name == "popitem" and not self._store.find_last())
         ):
-            self._held.setdefault(peer, []).append(_as_sent_now(request))
+            self._hold(peer, request)
             return
         if not request.more:  # what was gathered is not to be gathered once more
             self._turn.requests.append((peer, request))
         self._answer(peer, request)
+
+    def _hold(self, peer: Peer, request: Request) -> None:
+        self._held.setdefault(peer, []).append(_as_sent_now(request))
 
     def _answer(self, peer: Peer, request: Request) -> None:
         start = self._store.logged()
@@ -396,18 +385,25 @@ class Engine:
                 self._replies.append((peer, encode_reply(request_id, b"{}", more=True)))
 
     def _admit_held(self) -> bool:
-        """Take up what was held, if it need not be any more; True if that was not yet all."""
-        if not self._held or self._store.folding:
+        """Take up what was held, if it need not be any more; True if there is more to take up."""
+        if not self._held:
             return False
+        until = time.monotonic() + TAKEN_IN_SECONDS
         for peer in [peer for peer in self._held if peer not in self._applying]:
-            held = self._held.pop(peer)
-            for request in held[:HELD_AT_ONCE]:
-                self._admit(peer, request)
+            held = deque(self._held.pop(peer))
+            while held and peer not in self._held:
+                self._admit(peer, held.popleft())
                 if self.turn_over:
                     self._end_turn()
-            if len(held) > HELD_AT_ONCE:
-                self._held[peer] = self._held.get(peer, []) + held[HELD_AT_ONCE:]
-            self._end_turn()
+                if time.monotonic() >= until:
+                    break
+            if held:  # behind all others, and behind what was held again
+                self._held[peer] = [*self._held.get(peer, ()), *held]
+            if time.monotonic() >= until:
+                break
+        self._end_turn()
+        if self._store.folding and time.monotonic() < until:
+            return False  # what is held still has to wait for that
         return any(peer not in self._applying for peer in self._held)
 
     @property
@@ -453,12 +449,14 @@ class Engine:
 
     def halted(self) -> None:
         """Nobody was served for a while, so no lock could be kept: have their time begin anew."""
-        self._store.locks.begin()
+        self._store.locks.begin_anew()
 
     def gone(self, *peers: Peer) -> None:
-        """The connections of these were lost."""
+        """The connections of these were lost: what they asked and was not begun is forgotten."""
         if self._waiting:
             self._gone.update(peers)
+        for peer in peers:
+            self._held.pop(peer, None)
         self._note([text for peer in peers for text in self._parking.gone(peer)])
 
     def _free(self) -> Task[None]:

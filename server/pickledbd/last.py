@@ -34,7 +34,8 @@ class LastKey:
             found = next((k for k in reversed(chunk) if text_at(chunk[k], now) is not None), None)
             if found is not None:
                 break
-            looked += 1 + len(chunk)
+            if number < top:  # that is looked at each time, or little would be found out
+                looked += 1 + len(chunk)
             number -= 1
         if number < top:  # not the last chunk itself, into which new keys come
             self._low, self._high = number + 1, top

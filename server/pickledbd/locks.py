@@ -16,7 +16,7 @@ asks again, and takes its place by when it first did.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pickledbd.clock import now_ms
@@ -44,6 +44,8 @@ class Lock:
     deadline: int = 0
     looked_at: int = 0
     """When it is to be looked whether it has ended."""
+    is_spared: bool = False
+    """Whether its time has begun anew since it was kept."""
 
 
 Undo = Callable[[], None]
@@ -154,10 +156,11 @@ class Locks:
         lost = []
         for number in asks:
             lock = self._by_ask.get((holder, number))
-            if lock is None or lock.deadline <= now:
+            if lock is None:
                 lost.append(number)
-            else:
+            else:  # also if it is late, as long as nobody else has it
                 lock.deadline = now + lock.ttl_ms
+                lock.is_spared = False
         return lost
 
     def demand(self, token: int) -> None:
@@ -290,17 +293,18 @@ class Locks:
         if lock is not None:
             self._end(lock)
 
-    def begin(self) -> None:
+    def begin_anew(self) -> None:
         """Have the time of all that is held begin now, when it can be kept again.
 
-        That is safe, since nothing of it was granted to anybody else.
+        That is safe, since nothing of it was granted to anybody else. But each only once until it
+        is kept: who is not there any more is not to hold it for ever.
         """
         for lock in self._held.values():
-            lock.deadline = now_ms() + lock.ttl_ms
+            if not lock.is_spared:
+                lock.is_spared = True
+                lock.deadline = now_ms() + lock.ttl_ms
 
 
 def told_of(lock: Lock) -> dict[str, Any]:
     """What a record tells of a grant."""
-    about = asdict(lock)
-    del about["deadline"], about["looked_at"]
-    return about
+    return {name: getattr(lock, name) for name in ("name", "holder", "ask", "token", "ttl_ms")}

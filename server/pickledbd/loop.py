@@ -204,7 +204,7 @@ class Loop:
             wake = min(next_upkeep, self._engine.tick(now))
             # Those of tasks, and of what was held: none is to wait for the next message
             self._deliver(self._engine.take_replies())
-            if self._lost or self._uncounted or self._engine.amidst:
+            if self._lost or self._uncounted:
                 wake = now
             if self._idle_exit is not None and not self._connections and not self._tasks:
                 ends = max(quiet_since + self._idle_exit, self._stays_until)
@@ -263,9 +263,6 @@ class Loop:
             self._engine.tell_alive(time.monotonic())
             self._deliver(self._engine.take_replies())
 
-        while self._engine.amidst:
-            self._engine.go_on()
-            self._deliver(self._engine.finish_turn())
         while self._lost:
             self._tell_lost()
         failure = self._engine.finish(progress)
@@ -287,9 +284,7 @@ class Loop:
             self._count_connections(until)
         if self._signals_fd in ready:
             self._signals.drain()
-        if engine.amidst:
-            engine.go_on()
-        elif arrived or (ready and _readable(router)):
+        if arrived or (ready and _readable(router)):
             self._take_in(until)
         else:
             return False
@@ -341,7 +336,7 @@ class Loop:
 
     def _tell_lost(self) -> None:
         """Have the engine know of lost connections. It makes what comes of it durable together."""
-        if self._lost and not self._engine.amidst:  # what they asked before that is to come first
+        if self._lost:
             some = [self._lost.popleft() for _ in range(min(LOST_A_TURN, len(self._lost)))]
             self._engine.gone(*some)
 

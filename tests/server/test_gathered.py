@@ -33,9 +33,6 @@ def hand_in(wired, *requests, peer=b"p"):
     wired.engine.receive(peer, [json.dumps(body).encode()])
     if wired.engine.turn_over:
         wired.replies += wired.engine.finish_turn()
-    while wired.engine.amidst:
-        wired.engine.go_on()
-        wired.replies += wired.engine.finish_turn()
 
 
 def single(message):
@@ -99,7 +96,7 @@ ops = st.one_of(
 @pytest.fixture(autouse=True)
 def _enough_time(monkeypatch):
     """However busy the machine is, a message is taken in at once."""
-    monkeypatch.setattr(engine, "MESSAGE_SECONDS", 60)
+    monkeypatch.setattr(engine, "TAKEN_IN_SECONDS", 60)
 
 
 @pytest.fixture
@@ -119,7 +116,7 @@ def pair(tmp_path):
 @given(st.lists(st.lists(ops, min_size=1, max_size=8), min_size=1, max_size=6))
 def test_each_is_answered_as_if_it_came_alone(pair, monkeypatch, messages_a_turn, time, messages):
     """Also where each has a turn of its own, since there is no time for two."""
-    monkeypatch.setattr(engine, "MESSAGE_SECONDS", time)
+    monkeypatch.setattr(engine, "TAKEN_IN_SECONDS", time)
     alone, gathered = pair
     ids = alone.ids  # they grow, as those of one client's writes must
     expected, found = {}, {}
@@ -159,26 +156,31 @@ def test_a_dump_between_writes_shows_its_moment(wired):
     assert found[8] == {"items": {}}
 
 
-def test_what_of_a_message_there_is_no_time_for_is_left_for_the_next_turns(wired, monkeypatch):
-    monkeypatch.setattr(engine, "MESSAGE_SECONDS", -1)
+def test_what_of_a_message_there_is_no_time_for_comes_later_and_others_have_their_turn(
+    wired, monkeypatch
+):
+    monkeypatch.setattr(engine, "TAKEN_IN_SECONDS", -1)
     seq = wired.ask("watch")["seq"]
     asked = [request(n, "watch", {"since": seq - n, "watcher": "w"}) for n in range(1, 129)]
     wired.engine.receive(b"p", [json.dumps(asked).encode()])
+    replies = wired.engine.finish_turn()
     for number in range(1, 129):
-        assert wired.engine.turn_over or number == 128
-        ((_, reply),) = wired.engine.finish_turn()
-        assert json.loads(reply)["id"] == number
-        assert wired.engine.amidst is (number < 128)
-        if wired.engine.amidst:
-            wired.engine.go_on()
+        ((peer, reply),) = replies
+        assert (peer, json.loads(reply)["id"]) == (b"p", number)
+        wired.engine.receive(b"q", [json.dumps(request(number, "ping")).encode()])
+        assert [peer for peer, _ in wired.engine.finish_turn()] == [b"q"]
+        asks_again = wired.engine.tick(0.0) == 0.0
+        replies = wired.engine.take_replies()
+        assert asks_again == (number < 127)
+    assert replies == []
 
 
-def test_what_is_left_of_a_message_comes_before_the_end_of_its_connection(location):
+def test_what_is_left_of_a_message_ends_with_its_connection(location):
     """Else who is gone would hold the locks, and be waited for."""
     script = (
         "import sys\n"
         "from pickledbd import cli, engine\n"
-        "engine.MESSAGE_SECONDS = -1\n"
+        "engine.TAKEN_IN_SECONDS = -1\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     daemon = Daemon(location, wait=False)
@@ -204,8 +206,14 @@ def test_what_is_left_of_a_message_comes_before_the_end_of_its_connection(locati
                 dealer.send(json.dumps(locks + numbers).encode())
                 dealer.close(linger=int(PATIENCE * 1000))
                 context.term()  # waits until the system has it
-        wait_until(lambda: db.get("n") == len(numbers), "all of it")
+        wait_until(lambda: db.info()["clients"] == 1, "the other to be gone")
         wait_until(lambda: db.info()["locks"] == 0, "nobody to hold anything")
+        told = [db.get("n", 0), db.info()["waiting"]]
+        for _ in range(200):  # turns, in which what was left would be begun
+            db.ping()
+        assert [db.get("n", 0), db.info()["waiting"]] == told
+        assert told[0] <= len(numbers)
+        assert told[1] == 0
     daemon.check_and_stop()
 
 

@@ -570,6 +570,39 @@ def test_who_asked_in_the_same_millisecond_is_served_in_order_too(wired, monkeyp
     assert served == asked
 
 
+def test_a_halt_gives_time_anew_but_once_until_the_lock_is_kept(wired, frozen):
+    """Or a slow disk would have who is not there any more hold it for ever."""
+
+    def halted():
+        frozen.advance(900)
+        wired.engine.halted()
+        wired.turn()
+        return wired.ask("info")["locks"]
+
+    wired.ask("keep", holder="h", asks=[])
+    wired.ask("lock", **lock_args("a", "h", 1, ttl=1000))
+    assert [halted(), halted(), halted()] == [1, 1, 0]
+    wired.ask("lock", **lock_args("a", "h", 2, ttl=1000))
+    for _ in range(5):
+        assert halted() == 1
+        assert wired.ask("keep", holder="h", asks=[2]) == {"lost": []}
+
+
+def test_who_keeps_it_late_has_it_as_long_as_nobody_else_was_told_otherwise(wired, frozen):
+    """As after a halt that nobody noticed: the daemon reads what was asked before it looks."""
+    wired.ask("lock", **lock_args("a", "h", 1, ttl=1000))
+    waits = wired.receive("lock", lock_args("a", "other", 1))
+    wired.turn()
+    frozen.advance(1100)
+    kept = wired.receive("keep", {"holder": "h", "asks": [1]})
+    replies = {reply["id"]: reply for _, reply in wired.turn()}
+    assert replies[kept]["result"] == {"lost": []}
+    assert waits not in replies
+    frozen.advance(1100)
+    assert waits in {reply["id"] for _, reply in wired.turn()}
+    assert wired.ask("keep", holder="h", asks=[1]) == {"lost": [1]}
+
+
 # Fencing tokens
 
 WRITES = {

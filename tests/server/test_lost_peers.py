@@ -106,7 +106,6 @@ class Over:
     """An engine that only notes which peers are gone; once all are, the loop is over."""
 
     dirty = 0
-    amidst = False
 
     def __init__(self):
         self.received = None  # as of a signal
