@@ -7,6 +7,7 @@ from types import TracebackType
 
 from pickledbd_client.held import Held, Mine
 from pickledbd_client.locks import BaseLock
+from pickledbd_protocol import LockLost
 
 
 class AsyncLock(BaseLock):
@@ -26,7 +27,17 @@ class AsyncLock(BaseLock):
             self._failed(held, error)
             raise
 
-    __aenter__ = acquire
+    async def __aenter__(self) -> Held:
+        mine = self._mine()
+        mine.blocks.append(self)
+        times = self._times(mine)
+        try:
+            return await self.acquire()
+        except BaseException:
+            mine.blocks.remove(self)
+            if self._times(mine) > times:  # interrupted when all was done
+                self._interrupted(mine[self.name], entered=False)
+            raise
 
     async def release(self) -> None:
         """Give it back: what this task holds, or else what one took by this object that has ended.
@@ -52,7 +63,8 @@ class AsyncLock(BaseLock):
                 return
             self._released(held, await self._request(held.keeper.release(held.lease)))
         except BaseException as error:
-            self._interrupted(held, entered=entered)
+            if held is not None or not isinstance(error, LockLost):  # else there is none to give
+                self._interrupted(held, entered=entered)
             if exc_type is None or not isinstance(error, Exception):
                 raise
 

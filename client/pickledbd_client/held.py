@@ -57,10 +57,12 @@ class Held:
 class Mine(dict[str, Held]):
     """What a thread holds, or a task."""
 
-    __slots__ = ("__weakref__", "_task")
+    __slots__ = ("__weakref__", "_task", "blocks")
 
     def __init__(self, task: Any = None) -> None:
         super().__init__()
+        self.blocks: list[object] = []
+        """The locks of which it has begun a `with` block, and not ended it."""
         self._task = None if task is None else weakref.ref(task)  # else it would never be collected
 
     def has_ended(self) -> bool:

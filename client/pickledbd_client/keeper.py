@@ -9,8 +9,8 @@ or has ended, is given back here, too.
 
 It never starts a daemon: whoever has something to ask does, and then the keeper finds it. A
 connection that has gone silent may lead to a daemon that is only slow, which would free everything
-if it was closed. So another one is made first, and the silent one is closed when the daemon has
-been told by the new one what is held.
+if it was closed. So another one is made, and the silent one is closed when the daemon has been
+told by the new one, twice, what is held: by the second time it has read what the silent one told.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from pickledbd_protocol import (
     RequestTimeout,
     SaveFailed,
     TooLarge,
+    Unavailable,
     WritesRefused,
 )
 
@@ -45,6 +46,9 @@ KEPT_AT_ONCE = 10_000
 SILENT_SECONDS = (0.5, 5.0)
 """How long an answer may take, at least and at most, before another connection is tried: as long
 as the shortest lock is from one renewal to the next."""
+
+SILENT_MAX = 8
+"""Connections that do not answer, beside which no further one is made."""
 
 PAUSE_SECONDS = (0.05, 1.0)
 """After a failure, before the next attempt: first, and when it has doubled for a while."""
@@ -79,7 +83,8 @@ class Keeper:
         # The thread's own
         self._reader: socket.socket | None = None
         self._session = Session()
-        self._is_silent = False
+        self._silent: list[Session] = []  # by which the daemon was told, and did not answer
+        self._needless: list[Session] = []  # of these, those before the last answer
         self._patience = SILENT_SECONDS[0]
         self._next = float("inf")  # when it wakes by itself
 
@@ -174,14 +179,14 @@ class Keeper:
             writer.setblocking(False)
             self._writer = writer
         held = self._look()
-        if not self._is_connected():
+        if self._session.channel is None:
             if not self._leases:  # what is asked for from here on wakes
                 return None
             self._connect(held)
         now = clock()
         if min((each.due for each in held), default=now + 1) <= now:
             # and with them what soon would be
-            self._renew(self._session, [each for each in held if each.due <= now + each.period / 2])
+            self._renew([each for each in held if each.due <= now + each.period / 2])
         pause = self._let_go()
         due = min((each.due for each in held if not each.has_ended), default=None)
         pauses = [max(0.0, due - clock())] if due is not None else []
@@ -202,30 +207,21 @@ class Keeper:
         self._patience = max(at_least, shortest)
         return held
 
-    def _is_connected(self) -> bool:
-        return self._session.channel is not None and not self._is_silent
-
     def _connect(self, held: list[Lease]) -> None:
-        """Have a connection by which the daemon has been told what is held; then close another."""
-        session = Session()
-        try:
-            deadline = time.monotonic() + self._patience
-            session.channel = self._route.connect(session, deadline, once=True)
-            self._renew(session, held)
-        except BaseException:
-            session.close()
-            raise
-        silent, self._session = self._session, session
-        self._is_silent = False
-        silent.close()
+        """Have a connection by which the daemon has been told what is held."""
+        if len(self._silent) + len(self._needless) >= SILENT_MAX:
+            raise Unavailable(f"the daemon of {self._route.target} answers by no connection")
+        deadline = time.monotonic() + self._patience
+        self._session.channel = self._route.connect(self._session, deadline, once=True)
+        self._renew(held)
 
-    def _renew(self, session: Session, leases: list[Lease]) -> None:
+    def _renew(self, leases: list[Lease]) -> None:
         """Tell the daemon that these are held, also if there are none: by whom is told as well."""
         for start in range(0, len(leases) or 1, KEPT_AT_ONCE):
             some = leases[start : start + KEPT_AT_ONCE]
             renewal = calls.keep(self.holder, [each.ask for each in some])
             asked_at = clock()
-            reply = self._ask(session, renewal)
+            reply = self._ask(renewal)
             if reply.error is not None:
                 raise reply.error
             lost = set(renewal.read(reply))
@@ -235,6 +231,9 @@ class Keeper:
                     self.forget(each)
                 elif not each.is_given_up:
                     each.renew(asked_at)
+        for session in self._needless:
+            session.close()
+        self._needless, self._silent = self._silent, []
 
     def _let_go(self) -> float | None:
         """Release what was given up, for a moment; after how many seconds to go on, if at all."""
@@ -243,7 +242,7 @@ class Keeper:
             if clock() > until:
                 return 0.0
             with contextlib.suppress(TooLarge):  # which the ask was, too, so it was not sent
-                error = self._ask(self._session, self.release(lease)).error
+                error = self._ask(self.release(lease)).error
                 if isinstance(error, (WritesRefused, SaveFailed)):
                     return PAUSE_SECONDS[-1]
             self.forget(lease)  # what the daemon does not take for other reasons, it never will
@@ -259,7 +258,8 @@ class Keeper:
                 if lease.is_given_up and lease.is_over(clock()):
                     self.forget(lease)
 
-    def _ask(self, session: Session, call: Call[Any]) -> Reply:
+    def _ask(self, call: Call[Any]) -> Reply:
+        session = self._session
         channel = session.channel
         assert channel is not None  # noqa: S101 - connected before
         try:
@@ -267,7 +267,8 @@ class Keeper:
         except TooLarge:  # nothing was sent
             raise
         except RequestTimeout:
-            self._is_silent = True
+            self._silent.append(session)
+            self._session = Session()
             raise
         except BaseException:
             session.close()
@@ -281,12 +282,13 @@ class Keeper:
             return
         poller = select.poll()
         poller.register(self._reader, select.POLLIN)
-        channel = self._session.channel
-        if channel is not None:
-            poller.register(channel.fileno(), select.POLLIN)
-            self._listen()
+        before = self._session.channel
+        for session in (self._session, *self._silent):
+            if session.channel is not None:
+                poller.register(session.channel.fileno(), select.POLLIN)
+        self._listen()
         wait = SLEEP_MAX if seconds is None else min(seconds, SLEEP_MAX)
-        if self._session.channel is channel:
+        if self._session.channel is before:
             poller.poll(wait * 1000)
         with contextlib.suppress(BlockingIOError):
             while self._reader.recv(4096):
@@ -294,12 +296,19 @@ class Keeper:
         self._listen()
 
     def _listen(self) -> None:
-        """Notice that the connection was lost. What comes late is of no use."""
-        try:
-            while self._session.channel is not None and self._session.channel.received():
-                pass
-        except (PickleDBError, ConnectionLostError):
-            self._session.close()
+        """Notice that a connection was lost, or that a silent one is heard of again.
+
+        What came so late is of no use itself.
+        """
+        for session in (self._session, *self._silent):
+            try:
+                while session.channel is not None and session.channel.received():
+                    if session in self._silent and self._session.channel is None:
+                        self._silent.remove(session)
+                        self._session = session
+            except (PickleDBError, ConnectionLostError):
+                session.close()
+        self._silent = [each for each in self._silent if each.channel is not None]
 
     def _end(self) -> None:
         """Have those who wait answered. What is held ends with the connection."""
@@ -307,12 +316,15 @@ class Keeper:
         pause: float | None = 0.0
         with contextlib.suppress(PickleDBError, ConnectionLostError):
             while pause == 0.0 and clock() < until:
-                if not self._is_connected():
+                if self._session.channel is None:
                     if not any(each.is_given_up for each in list(self._leases.values())):
                         break
                     self._connect(self._look())
                 pause = self._let_go()
-        self._session.close()
+        for session in (self._session, *self._silent, *self._needless):
+            session.close()
+        for lease in list(self._leases.values()):
+            lease.has_ended = True
         for each in (self._reader, self._writer):
             if each is not None:
                 each.close()

@@ -52,7 +52,9 @@ class Locks:
         if here is None:
             leave(list(self._here.values()))
             new = Here(self._route)
-            weakref.finalize(self, new.keeper.close)  # its thread keeps it alive, but not this
+            # Its thread keeps the keeper alive, but not this. At the program's end it goes on, as
+            # an atexit handler may hold a lock; then the process does not, and nor do its locks
+            weakref.finalize(self, new.keeper.close).atexit = False
             here = self._here.setdefault(number, new)
         return here
 
@@ -163,14 +165,25 @@ class BaseLock:
     # Giving it back
 
     def _find(self, *, entered: bool) -> Held | None:
-        """What is to be given back; `entered`: by the end of a block that has begun somewhere."""
-        held = self._mine().get(self.name)
-        if held is not None:
+        """What is to be given back; `entered`: by the end of a block that has begun somewhere.
+
+        If it has begun here it ends here, whatever was released within it.
+        """
+        mine = self._mine()
+        begun_here = entered and self in mine.blocks
+        if begun_here:
+            mine.blocks.remove(self)
+        held = mine.get(self.name)
+        if held is not None or begun_here:
             return held
         keeper = self._locks.keeper()  # else it is one of the parent's, in a forked child
         taken = [each for each in list(self._taken) if each.times and each.keeper is keeper]
         left = [each for each in taken if each.is_left()]
-        return next(iter(left or (taken if entered else [])), None)
+        held = next(iter(left or (taken if entered else [])), None)
+        began_in = None if held is None else held.mine()
+        if entered and began_in is not None and self in began_in.blocks:
+            began_in.blocks.remove(self)
+        return held
 
     def _released(self, held: Held, was_held: bool) -> None:
         held.keeper.forget(held.lease)
@@ -205,6 +218,10 @@ class BaseLock:
         with contextlib.suppress(ValueError):
             self._taken.remove(held)
 
+    def _times(self, mine: Mine) -> int:
+        held = mine.get(self.name)
+        return 0 if held is None else held.times
+
     def _not_held(self) -> LockLost:
         return LockLost(f"lock {shown(self.name)} is not held here")
 
@@ -237,7 +254,17 @@ class Lock(BaseLock):
             self._failed(held, error)
             raise
 
-    __enter__ = acquire
+    def __enter__(self) -> Held:
+        mine = self._mine()
+        mine.blocks.append(self)
+        times = self._times(mine)
+        try:
+            return self.acquire()
+        except BaseException:
+            mine.blocks.remove(self)
+            if self._times(mine) > times:  # interrupted when all was done
+                self._interrupted(mine[self.name], entered=False)
+            raise
 
     def release(self) -> None:
         """Give it back. LockLost if it was not held any more."""
@@ -260,7 +287,8 @@ class Lock(BaseLock):
                 return
             self._released(held, self._request(held.keeper.release(held.lease)))
         except BaseException as error:
-            self._interrupted(held, entered=entered)
+            if held is not None or not isinstance(error, LockLost):  # else there is none to give
+                self._interrupted(held, entered=entered)
             # If there is another exception, that is what the user is to hear of
             if exc_type is None or not isinstance(error, Exception):
                 raise

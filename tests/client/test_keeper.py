@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import threading
 import time
 
@@ -53,8 +55,8 @@ def test_a_connection_that_goes_silent_is_replaced_before_anything_is_lost(tmp_p
                 relay.swallow()
                 with contextlib.suppress(RequestTimeout):
                     await its.ping()  # requests find a connection that is alive, too
-                await until(lambda: keeper._session is not silent)
-                assert silent.channel is None
+                await until(lambda: keeper._session.channel and keeper._session is not silent)
+                await until(lambda: silent.channel is None)
                 assert not held.lost
             async with its.lock("y", ttl=3) as held:
                 before = held.lease.since
@@ -62,6 +64,61 @@ def test_a_connection_that_goes_silent_is_replaced_before_anything_is_lost(tmp_p
             await its.close()
 
     run(work())
+    daemon.check_and_stop()
+
+
+def test_no_connection_by_which_the_daemon_was_told_is_closed_before_it_has_answered_two_others(
+    daemon, db, other
+):
+    """Or it would free all that is held: it has them all end with the last that it heard of."""
+    held = db.lock("x", ttl=LONG).acquire()
+    keeper = Keeper(db._route)  # its thread is not begun: the test takes its steps
+    keeper.holder = db._locks.keeper().holder
+    lease = held.lease
+    keeper._connect([lease])
+    first = keeper._session
+    with stopped(daemon), pytest.raises(RequestTimeout):
+        keeper._renew([lease])
+    assert keeper._session is not first
+    assert first.channel is not None
+    keeper._connect([lease])
+    second = keeper._session
+    assert first.channel is not None
+    with stopped(daemon), pytest.raises(RequestTimeout):
+        keeper._renew([lease])
+    wait_until(lambda: (keeper._listen(), keeper._session is second)[1], "to hear of it again")
+    for _ in range(2):
+        keeper._renew([lease])
+    assert first.channel is None
+    with pytest.raises(RequestTimeout):
+        other.lock("x", timeout=0).acquire()
+    keeper._end()
+    assert not held.lost
+    db.close()
+    assert held.lost, "whoever closes it lets go"
+
+
+def test_a_handler_at_the_end_of_the_program_has_the_locks_that_it_takes(location):
+    script = (
+        "import atexit, sys, time\n"
+        "from pickledbd_client import PickleDB\n"
+        "db = PickleDB(sys.argv[1], autostart=False)\n"
+        "def bye():\n"
+        "    with db.lock('x', ttl=0.5) as held:\n"
+        "        time.sleep(1.5)\n"
+        "        print(db.set('k', 1, token=held.token), held.lost)\n"
+        "atexit.register(bye)\n"
+        "with db.lock('y'): pass\n"
+    )
+    daemon = Daemon(location)
+    ended = subprocess.run(
+        [sys.executable, "-c", script, location],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True False\n", "")
     daemon.check_and_stop()
 
 

@@ -32,6 +32,69 @@ def threads():
         yield first, second
 
 
+@pytest.mark.parametrize("kind", ["threads", "tasks"])
+def test_who_has_released_it_within_its_block_does_not_end_anothers(daemon, other, kind):
+    """Though both have it by the same object."""
+
+    def in_threads():
+        with contextlib.closing(daemon.client()) as db:
+            lock = db.lock("x", ttl=LONG)
+            taken, may_go = threading.Event(), threading.Event()
+
+            def take():
+                with lock:
+                    taken.set()
+                    assert may_go.wait(PATIENCE)
+
+            with ThreadPoolExecutor(1) as pool:
+                with pytest.raises(LockLost, match="not held here"), lock:  # noqa: PT012
+                    lock.release()
+                    second = pool.submit(take)
+                    assert taken.wait(PATIENCE)
+                assert not is_free(other)
+                may_go.set()
+                second.result(PATIENCE)
+
+    async def in_tasks():
+        db = async_client(daemon)
+        lock = db.lock("x", ttl=LONG)
+        taken, may_go = asyncio.Event(), asyncio.Event()
+
+        async def take():
+            async with lock:
+                taken.set()
+                await may_go.wait()
+
+        with pytest.raises(LockLost, match="not held here"):  # noqa: PT012
+            async with lock:
+                await lock.release()
+                second = asyncio.create_task(take())
+                await taken.wait()
+        assert not await asyncio.to_thread(is_free, other)
+        may_go.set()
+        await second
+        await db.close()
+
+    in_threads() if kind == "threads" else run(in_tasks())
+    assert is_free(other)
+
+
+def test_blocks_that_end_elsewhere_leave_nothing_behind(db, threads):
+    @contextlib.contextmanager
+    def needed():
+        with db.lock("x", ttl=LONG):
+            yield
+
+    for _ in range(3):
+        block = needed()
+        first, second = threads
+        first.submit(block.__enter__).result(PATIENCE)
+        second.submit(block.__exit__, None, None, None).result(PATIENCE)
+        for each in threads:
+            mine = each.submit(lambda: db._locks.here().of_thread()).result(PATIENCE)
+            assert (dict(mine), mine.blocks) == ({}, [])
+
+
 def test_a_block_may_end_in_another_thread_than_it_began_in(db, other, threads):
     @contextlib.contextmanager
     def needed():
