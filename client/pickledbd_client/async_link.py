@@ -159,6 +159,7 @@ class _Line:
         self._loop = loop
         self._channel: Channel | None = None
         self._connecting = False
+        self._first = False  # whether that is the first connection of all
         self._closed = False
         self._session = Session()  # for the greeting, and for reads
         self._names: list[str] = []  # of clients that have no write in flight
@@ -363,9 +364,9 @@ class _Line:
         """End what has had no answer by its deadline."""
         self._expires_at = math.inf
         now = time.monotonic()
-        if self._connecting and not self._route.daemon:
+        if self._first:
             for asked in self._waiting:  # the first time, a daemon that is loading is waited for
-                asked.deadline = self._route.deadline()
+                asked.deadline = self._route.deadline(asked.call)
         timed = [
             (asked.deadline, asked)
             for asked in (*self._sent.values(), *self._waiting)
@@ -442,6 +443,7 @@ class _Line:
         if self._connecting or self._closed or not self._waiting:
             return
         self._connecting = True
+        self._first = not self._route.daemon
         session = self._session
         deadline = self._by(self._waiting[-1])
 
@@ -463,7 +465,7 @@ class _Line:
         threading.Thread(target=connect, name="pickledbd-connect", daemon=True).start()
 
     def _connected(self, result: Channel | PickleDBError, deadline: Deadline) -> None:
-        self._connecting = False
+        self._connecting = self._first = False
         if isinstance(result, Channel):
             if self._closed:
                 result.close()

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from looped import Relay, all_sent, async_client, each_gets_its_own, run, stopped, until
-from pickledbd_client import AsyncPickleDB, ProtocolError, RequestTimeout, Unavailable
+from pickledbd_client import AsyncPickleDB, ProtocolError, RequestTimeout, Resync, Unavailable
 from pickledbd_client.async_link import IN_FLIGHT
 from support import PATIENCE, Daemon, answering
 
@@ -169,6 +169,55 @@ def test_a_daemon_is_started_for_whoever_asks_first(location):
         db = AsyncPickleDB(location, timeout=PATIENCE)
         await each_gets_its_own(db, 100)
         assert (await db.info())["location"] == str(location)
+
+    run(work())
+
+
+@pytest.mark.parametrize("slow_at", ["the daemon", "the event loop"])
+def test_the_first_connection_may_take_long_and_who_waits_for_others_waits_on(
+    daemon, monkeypatch, slow_at
+):
+    """`the event loop`: it hears late of the connection, when its deadlines have passed."""
+
+    async def work():
+        db = async_client(daemon, timeout=0.3)
+        connect = db._route.connect
+
+        def slow(session, deadline, **of_keeper):
+            if of_keeper:
+                return connect(session, deadline, **of_keeper)
+            if slow_at == "the daemon":
+                time.sleep(0.8)
+                deadline = time.monotonic() + PATIENCE  # as of one that is loading
+            channel = connect(session, deadline)
+            if slow_at == "the event loop":
+                time.sleep(0.8)
+            return channel
+
+        monkeypatch.setattr(db._route, "connect", slow)
+
+        async def take(lock):
+            async with lock as held:
+                return held.token
+
+        async def follow():
+            watch = db.watch(since=0)
+            while isinstance(change := await anext(watch), Resync):
+                pass
+            return change.key
+
+        other = daemon.client()
+        with other.lock("L"):
+            works = take(db.lock("L")), take(db.lock("L", timeout=PATIENCE)), follow()
+            tasks = [asyncio.create_task(one) for one in works]
+            assert await asyncio.gather(db.get("a"), db.len()) == [None, 0]
+            await asyncio.sleep(1)  # more than the timeout, also for what was sent by now
+            assert not any(task.done() for task in tasks)
+        other.set("b", 1)
+        first, second, key = await asyncio.gather(*tasks)
+        assert first != second
+        assert key == "b"
+        await db.close()
 
     run(work())
 
