@@ -33,6 +33,7 @@ from pickledbd_protocol import (
     PickleDBError,
     ProtocolError,
     Reply,
+    RequestTimeout,
     TooLarge,
     Unavailable,
     gather,
@@ -474,8 +475,13 @@ class _Line:
             self._loop.add_reader(result.fileno(), _Weakly(self._drain))
             self._flush()
             return
+        # Whoever waits for what others do goes on while the daemon is there and only silent
+        silent = isinstance(result.__cause__, RequestTimeout) and bool(self._route.daemon)
         # Who began to wait later has time left, for another attempt
         for asked in list(self._waiting):
+            if silent and asked.call.patience != OWN and not asked.answer.done():
+                asked.connect_by = self._route.deadline()
+                continue
             by = self._by(asked)
             if deadline is None or (by is not None and by <= deadline):
                 self._waiting.remove(asked)
