@@ -248,7 +248,7 @@ class AsyncPickleDB(Handle):
         at its end.
         """
         watch = AsyncWatch(self._link.request, self._link.tell, prefix, since)
-        self._watches.add(watch)
+        self._watches[id(watch)] = watch
         return watch
 
     # How long a key lives

@@ -33,6 +33,7 @@ from pickledbd_protocol import (
     PickleDBError,
     ProtocolError,
     Reply,
+    RequestTimeout,
     TooLarge,
     Unavailable,
     gather,
@@ -159,6 +160,7 @@ class _Line:
         self._loop = loop
         self._channel: Channel | None = None
         self._connecting = False
+        self._first = False  # whether that is the first connection of all
         self._closed = False
         self._session = Session()  # for the greeting, and for reads
         self._names: list[str] = []  # of clients that have no write in flight
@@ -363,9 +365,9 @@ class _Line:
         """End what has had no answer by its deadline."""
         self._expires_at = math.inf
         now = time.monotonic()
-        if self._connecting and not self._route.daemon:
+        if self._first:
             for asked in self._waiting:  # the first time, a daemon that is loading is waited for
-                asked.deadline = self._route.deadline()
+                asked.deadline = self._route.deadline(asked.call)
         timed = [
             (asked.deadline, asked)
             for asked in (*self._sent.values(), *self._waiting)
@@ -442,6 +444,7 @@ class _Line:
         if self._connecting or self._closed or not self._waiting:
             return
         self._connecting = True
+        self._first = not self._route.daemon
         session = self._session
         deadline = self._by(self._waiting[-1])
 
@@ -463,7 +466,7 @@ class _Line:
         threading.Thread(target=connect, name="pickledbd-connect", daemon=True).start()
 
     def _connected(self, result: Channel | PickleDBError, deadline: Deadline) -> None:
-        self._connecting = False
+        self._connecting = self._first = False
         if isinstance(result, Channel):
             if self._closed:
                 result.close()
@@ -472,8 +475,13 @@ class _Line:
             self._loop.add_reader(result.fileno(), _Weakly(self._drain))
             self._flush()
             return
+        # Whoever waits for what others do goes on while the daemon is there and only silent
+        silent = isinstance(result.__cause__, RequestTimeout) and bool(self._route.daemon)
         # Who began to wait later has time left, for another attempt
         for asked in list(self._waiting):
+            if silent and asked.call.patience != OWN and not asked.answer.done():
+                asked.connect_by = self._route.deadline()
+                continue
             by = self._by(asked)
             if deadline is None or (by is not None and by <= deadline):
                 self._waiting.remove(asked)

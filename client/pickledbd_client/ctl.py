@@ -72,20 +72,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+_DASHES = "\0--"
+"""A -- behind the first: for Python 3.11 each of them is none of the arguments."""
+
+
 class _CommandParser(argparse.ArgumentParser):
-    """Of one command. For `lock`, all that stands behind the first -- is the command to be run."""
+    """Of one command. What stands behind the first -- is taken as it is.
+
+    For `lock` that is the command to be run.
+    """
 
     runs_another = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if not self.runs_another:
-            return super().parse_known_args(args, namespace)
         words = list(args)
         end = words.index("--") if "--" in words else len(words)
-        options, rest = super().parse_known_args(words[:end], namespace)
-        options.argv = words[end + 1 :]
-        if rest or not options.argv:
-            self.error("the COMMAND to be run stands behind --")
+        behind = words[end + 1 :]
+        if self.runs_another:
+            options, rest = super().parse_known_args(words[:end], namespace)
+            options.argv = behind
+            if not behind:
+                self.error("the COMMAND to be run stands behind --")
+        else:
+            words[end + 1 :] = [_DASHES if word == "--" else word for word in behind]
+            options, rest = super().parse_known_args(words, namespace)
+            for name, value in vars(options).items():
+                if value == _DASHES:
+                    setattr(options, name, "--")
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}".replace(_DASHES, "--"))
         return options, []
 
 

@@ -310,7 +310,7 @@ class PickleDB(Handle, MutableMapping[str, Any]):
         the next change as long as it takes; Ctrl+C ends that, as does its `close`.
         """
         watch = Watch(self._link.request, prefix, since)
-        self._watches.add(watch)
+        self._watches[id(watch)] = watch
         return watch
 
     # How long a key lives
@@ -345,8 +345,9 @@ class PickleDB(Handle, MutableMapping[str, Any]):
 
         Its locks are let go of, and its watches end.
         """
-        for call in self._end_watches():
-            with contextlib.suppress(PickleDBError):  # who waits for nobody hears so himself
+        ended = self._end_watches()
+        with contextlib.suppress(PickleDBError):  # of the daemon that does not answer one, ask none
+            for call in ended:
                 self._link.request(call)
         self._locks.close()
         self._link.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from pickledbd_client.calls import Call
 from pickledbd_client.locks import Locks
@@ -33,7 +33,7 @@ class Handle:
         )
         self._cache = self._route.cache
         self._locks = Locks(self._route)
-        self._watches: WeakSet[BaseWatch[Any]] = WeakSet()
+        self._watches: WeakValueDictionary[int, BaseWatch[Any]] = WeakValueDictionary()
         self._open()
 
     def _open(self) -> None:
@@ -42,7 +42,9 @@ class Handle:
 
     def _end_watches(self) -> list[Call[bool]]:
         """Have all iterations end; what is to be asked for those that are waited for."""
-        ended = [watch._end() for watch in list(self._watches)]  # noqa: SLF001 - close() would ask
+        # Its references are copied at once: meanwhile other threads may add some
+        watches = [watch for ref in self._watches.valuerefs() if (watch := ref()) is not None]
+        ended = [watch._end() for watch in watches]  # noqa: SLF001 - close() would ask
         return [call for call in ended if call is not None]
 
     def __reduce__(self) -> Any:

@@ -146,12 +146,14 @@ class Route:
     def not_repeated(self, call: Call[Any], why: PickleDBError) -> PickleDBError:
         """The error where a request was sent, and `why` there is no connection to repeat it on."""
         if isinstance(why.__cause__, RequestTimeout):
-            return self.timed_out(call)
+            return self._no_answer(call, self._timeout)
         return self.unknown(call, str(why))
 
     def timed_out(self, call: Call[Any]) -> PickleDBError:
         """The error where the deadline has passed."""
-        seconds = self._timeout if call.patience == OWN else call.patience
+        return self._no_answer(call, self._timeout if call.patience == OWN else call.patience)
+
+    def _no_answer(self, call: Call[Any], seconds: float | None) -> PickleDBError:
         message = f"the daemon of {self.target} did not answer a {call.op} within {seconds} s"
         if COMMANDS[call.op].writes or call.op == "save":
             return RequestTimeout(

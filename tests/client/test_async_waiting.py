@@ -12,8 +12,16 @@ import time
 import pytest
 
 from looped import Relay, all_sent, async_client, each_gets_its_own, run, stopped, until
-from pickledbd_client import AsyncPickleDB, ProtocolError, RequestTimeout, Unavailable
+from pickledbd_client import (
+    AsyncPickleDB,
+    ProtocolError,
+    RequestTimeout,
+    Resync,
+    Unavailable,
+    calls,
+)
 from pickledbd_client.async_link import IN_FLIGHT
+from pickledbd_client.route import Route
 from support import PATIENCE, Daemon, answering
 
 
@@ -171,6 +179,104 @@ def test_a_daemon_is_started_for_whoever_asks_first(location):
         assert (await db.info())["location"] == str(location)
 
     run(work())
+
+
+@pytest.mark.parametrize("slow_at", ["the daemon", "the event loop"])
+def test_the_first_connection_may_take_long_and_who_waits_for_others_waits_on(
+    daemon, monkeypatch, slow_at
+):
+    """`the event loop`: it hears late of the connection, when its deadlines have passed."""
+
+    async def work():
+        db = async_client(daemon, timeout=0.3)
+        connect = db._route.connect
+
+        def slow(session, deadline, **of_keeper):
+            if of_keeper:
+                return connect(session, deadline, **of_keeper)
+            if slow_at == "the daemon":
+                time.sleep(0.8)
+                deadline = time.monotonic() + PATIENCE  # as of one that is loading
+            channel = connect(session, deadline)
+            if slow_at == "the event loop":
+                time.sleep(0.8)
+            return channel
+
+        monkeypatch.setattr(db._route, "connect", slow)
+
+        async def take(lock):
+            async with lock as held:
+                return held.token
+
+        async def follow():
+            watch = db.watch(since=0)
+            while isinstance(change := await anext(watch), Resync):
+                pass
+            return change.key
+
+        other = daemon.client()
+        with other.lock("L"):
+            works = take(db.lock("L")), take(db.lock("L", timeout=PATIENCE)), follow()
+            tasks = [asyncio.create_task(one) for one in works]
+            assert await asyncio.gather(db.get("a"), db.len()) == [None, 0]
+            await asyncio.sleep(1)  # more than the timeout, also for what was sent by now
+            assert not any(task.done() for task in tasks)
+        other.set("b", 1)
+        first, second, key = await asyncio.gather(*tasks)
+        assert first != second
+        assert key == "b"
+        await db.close()
+
+    run(work())
+
+
+def test_who_waits_for_others_rides_out_a_daemon_that_says_nothing_for_a_while(daemon):
+    """Though another request times out meanwhile, and its connection is given up."""
+
+    async def work():
+        db = async_client(daemon, timeout=0.3)
+
+        async def take(lock):
+            async with lock:
+                return True
+
+        other = daemon.client()
+        with other.lock("L"):
+            watch = db.watch()
+            locks = [db.lock("L"), db.lock("L", timeout=PATIENCE)]
+            async with watch:
+                tasks = [asyncio.create_task(take(lock)) for lock in locks]
+                tasks.append(asyncio.create_task(anext(watch)))
+                await asyncio.sleep(0)
+                await all_sent(db, 3)
+                brief = asyncio.create_task(take(db.lock("L", timeout=0.5)))
+                given_up = asyncio.create_task(db.lock("L").acquire())
+                await all_sent(db, 5)
+                with stopped(daemon):
+                    with pytest.raises(RequestTimeout):
+                        await db.get("a")
+                    given_up.cancel()
+                    with pytest.raises(RequestTimeout, match=r"within 0\.8 s"):
+                        await brief
+                    await asyncio.sleep(1)
+                    assert not any(task.done() for task in tasks)
+                    line = db._link._lines[asyncio.get_running_loop()]
+                    assert len(line._waiting) == len(tasks)  # who gave up is not asked for
+                other.set("a", 1)
+                assert (await tasks.pop()).key == "a"
+        assert await asyncio.gather(*tasks) == [True, True]
+        await db.close()
+
+    run(work())
+
+
+def test_what_is_not_repeated_was_not_answered_within_the_timeout_of_all():
+    """However long it would wait for what others do."""
+    silent = Unavailable("silent")
+    silent.__cause__ = RequestTimeout()
+    lock = calls.lock("L", "me", 1, ttl=1, wait=None, patience=None)
+    route = Route("/x", timeout=0.3, cache_bytes=0, autostart=False, curve=None)
+    assert "did not answer a lock within 0.3 s" in str(route.not_repeated(lock, silent))
 
 
 @contextlib.asynccontextmanager

@@ -144,6 +144,25 @@ def test_the_command_is_run_as_it_stands_behind_the_first_dashes(on, options):
     assert on("lock", *options, "L", "--", *argv) == (0, "[a][--][-b][--][c]", "")
 
 
+def test_dashes_behind_the_first_are_arguments(on, db):
+    assert on("set", "k", "--", "--") == (0, "", "")
+    assert on("set", "--", "--", "v") == (0, "", "")
+    assert dict(db) == {"k": "--", "--": "v"}
+    assert on("get", "--", "--") == (0, '"v"\n', "")
+    assert on("remove", "--", "--") == (0, "", "")
+    assert list(db) == ["k"]
+    status, _, err = on("get", "k", "--", "--")
+    assert status == 2
+    assert err.endswith("unrecognized arguments: --\n")
+
+
+@pytest.mark.parametrize(("argv", "wrong"), [(["L", "--bogus"], "--bogus"), (["L", "a"], "a")])
+def test_what_a_lock_does_not_know_is_named(on, argv, wrong):
+    status, out, err = on("lock", *argv, "--", "echo", "ran")
+    assert (status, out) == (2, "")
+    assert err.endswith(f"unrecognized arguments: {wrong}\n")
+
+
 @pytest.mark.parametrize("argv", [["L"], ["L", "--"], ["L", "echo", "ran"], ["--", "echo"]])
 def test_a_lock_without_a_command_behind_dashes_is_wrong_usage(on, argv):
     status, out, err = on("lock", *argv)

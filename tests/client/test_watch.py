@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 
 import pytest
@@ -495,6 +496,44 @@ def test_closing_the_database_ends_its_watches(daemon, db):
         thread.join(PATIENCE)
     assert sorted(ended) == ["", "a", "b"]
     wait_until(lambda: waiting(db) == 0, "nothing to be left")
+
+
+def test_closing_waits_once_for_a_daemon_that_says_nothing(daemon, db):
+    mine = daemon.client(timeout=0.5)
+    watches = [mine.watch() for _ in range(8)]
+    for watch in watches:
+        threading.Thread(target=next, args=(watch, None), daemon=True).start()
+    wait_until(lambda: waiting(db) == 8, "all to wait")
+    with stopped(daemon):
+        began = time.monotonic()
+        mine.close()
+        assert time.monotonic() - began < 2
+    db.set("a", 1)
+    wait_until(lambda: waiting(db) == 0, "nothing to be left")
+
+
+def test_watches_are_ended_while_other_threads_begin_some(db):
+    interval = sys.getswitchinterval()
+    over = threading.Event()
+
+    def begin():
+        while not over.is_set():
+            db.watch(since=0)  # which is gone at once, too
+
+    kept = [db.watch(since=0) for _ in range(1000)]
+    threads = [threading.Thread(target=begin) for _ in range(2)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(50):
+            assert db._end_watches() == []
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert [next(watch, "ended") for watch in kept] == ["ended"] * len(kept)
 
 
 def test_closing_an_async_one_ends_its_watches_also_those_of_other_event_loops(daemon, db):
