@@ -914,6 +914,7 @@ def test_who_is_gone_before_the_daemon_reads_that_it_watches_leaves_nothing(daem
 def test_a_watcher_that_is_stopped_harms_nobody(daemon, db):
     value = "x" * 400_000
     with Process("blocking", daemon.location) as watcher, Told("blocking", daemon.location) as told:
+        wait_until(lambda: waiting(db) == 2, "both to wait")
         watcher.signal(signal.SIGSTOP)
         before = memory_of(daemon.pid)
         mirror = Mirror()
