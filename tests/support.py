@@ -28,7 +28,7 @@ from pickledbd.checking import check
 from pickledbd.expiry import without
 from pickledbd.locks import Locks
 from pickledbd.snapshot import texts
-from pickledbd_client import PickleDB
+from pickledbd_client import PickleDB, RequestTimeout
 
 PATIENCE = 60.0
 """Seconds that any wait may take before the test fails; the machine may be busy."""
@@ -239,6 +239,15 @@ def store_pid(db, key):
     """Store this process's pid under `key` and read it back: work for a process of a pool."""
     db.set(key, os.getpid())
     return db.get(key)
+
+
+def is_free(db, name="x"):
+    """Whether nobody has this lock."""
+    try:
+        with db.lock(name, timeout=0):
+            return True
+    except RequestTimeout:
+        return False
 
 
 def is_alive(pid):

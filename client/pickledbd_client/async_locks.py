@@ -7,7 +7,6 @@ from types import TracebackType
 
 from pickledbd_client.held import Held, Mine
 from pickledbd_client.locks import BaseLock
-from pickledbd_protocol import LockLost
 
 
 class AsyncLock(BaseLock):
@@ -34,9 +33,7 @@ class AsyncLock(BaseLock):
         try:
             return await self.acquire()
         except BaseException:
-            mine.blocks.remove(self)
-            if self._times(mine) > times:  # interrupted when all was done
-                self._interrupted(mine[self.name], entered=False)
+            self._not_begun(mine, times)
             raise
 
     async def release(self) -> None:
@@ -63,8 +60,7 @@ class AsyncLock(BaseLock):
                 return
             self._released(held, await self._request(held.keeper.release(held.lease)))
         except BaseException as error:
-            if held is not None or not isinstance(error, LockLost):  # else there is none to give
-                self._interrupted(held, entered=entered)
+            self._not_ended(held, error, entered=entered)
             if exc_type is None or not isinstance(error, Exception):
                 raise
 

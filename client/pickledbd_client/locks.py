@@ -202,6 +202,17 @@ class BaseLock:
             return
         self._give_up(held)
 
+    def _not_begun(self, mine: Mine, times: int) -> None:
+        """The beginning of a block failed, before which `mine` had it so many times."""
+        mine.blocks.remove(self)
+        if self._times(mine) > times:  # interrupted when all was done
+            self._interrupted(mine[self.name], entered=False)
+
+    def _not_ended(self, held: Held | None, error: BaseException, *, entered: bool) -> None:
+        """To give it back failed; with LockLost and nothing found, there was none to be given."""
+        if held is not None or not isinstance(error, LockLost):
+            self._interrupted(held, entered=entered)
+
     def _give_up(self, held: Held) -> None:
         held.keeper.give_up(held.lease)
         self._over(held)
@@ -261,9 +272,7 @@ class Lock(BaseLock):
         try:
             return self.acquire()
         except BaseException:
-            mine.blocks.remove(self)
-            if self._times(mine) > times:  # interrupted when all was done
-                self._interrupted(mine[self.name], entered=False)
+            self._not_begun(mine, times)
             raise
 
     def release(self) -> None:
@@ -287,8 +296,7 @@ class Lock(BaseLock):
                 return
             self._released(held, self._request(held.keeper.release(held.lease)))
         except BaseException as error:
-            if held is not None or not isinstance(error, LockLost):  # else there is none to give
-                self._interrupted(held, entered=entered)
+            self._not_ended(held, error, entered=entered)
             # If there is another exception, that is what the user is to hear of
             if exc_type is None or not isinstance(error, Exception):
                 raise

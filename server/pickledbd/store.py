@@ -303,10 +303,9 @@ class Store:
 
     def roll_back(self, start: int = 0) -> None:
         """Undo the changes from `start` on."""
-        undone = False
+        undone = len(self._log) > start
         while len(self._log) > start:
             change = self._log.pop()
-            undone = True
             self.changes = change.count
             if change.undo is not None:
                 change.undo()

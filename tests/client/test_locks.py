@@ -30,7 +30,7 @@ from pickledbd_client import (
 from pickledbd_client.keeper import Keeper
 from pickledbd_client.leases import clock
 from pickledbd_client.route import leave
-from support import PATIENCE, Daemon, in_fork, is_alive, owner_pid, wait_until
+from support import PATIENCE, Daemon, in_fork, is_alive, is_free, owner_pid, wait_until
 
 LONG = 600.0
 """A ttl that no test waits for: what is freed then is freed by something else."""
@@ -129,14 +129,6 @@ class Waiter(threading.Thread):
 
 def await_waiting(db, number):
     wait_until(lambda: db.info()["waiting"] == number, f"{number} to wait")
-
-
-def is_free(db, name="x"):
-    try:
-        with db.lock(name, timeout=0):
-            return True
-    except RequestTimeout:
-        return False
 
 
 def steal(db, owner, held):

@@ -11,18 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from looped import async_client, run, until
-from pickledbd_client import LockLost, RequestTimeout, calls
-from support import PATIENCE, wait_until
+from pickledbd_client import LockLost, calls
+from support import PATIENCE, is_free, wait_until
 
 LONG = 600.0
-
-
-def is_free(db, name="x"):
-    try:
-        with db.lock(name, timeout=0):
-            return True
-    except RequestTimeout:
-        return False
 
 
 @pytest.fixture
