@@ -21,11 +21,12 @@ from pickledbd.counters import Counters
 from pickledbd.endpoints import CannotServe, Claim, counters_path, is_utf8, private_endpoint
 from pickledbd.engine import Engine
 from pickledbd.journal import Journal
-from pickledbd.loop import Loop, Signals
+from pickledbd.loop import Loop
 from pickledbd.notify import EXTEND_USEC, notify
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.recovery import recover
 from pickledbd.saver import Gate, Saver
+from pickledbd.signals import Signals
 from pickledbd.snapshot import DataFile, Progress, Unreadable, with_progress
 from pickledbd.status import Status
 from pickledbd.store import Store

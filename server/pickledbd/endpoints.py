@@ -1,7 +1,7 @@
 """Where the daemon listens: which endpoints are fit to bind, and making sure they are free.
 
-libzmq unlinks whatever stands at an ipc path before it binds, even a regular file or another
-daemon's socket. So nothing is bound that this module has not looked at under a lock.
+What stands at a socket's path has to be unlinked before it is bound, and could be a regular file
+or another daemon's socket. So nothing is bound that this module has not looked at under a lock.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class Claim:
     """The right to bind `endpoint` until `release`.
 
     `private`: in a directory of its own, made if missing, that only this user can enter.
-    For ipc it holds a lock beside the socket, and knows the socket that was bound, so that it
-    can tell when somebody removed it and removes only its own.
+    It has the listening socket. For ipc it holds a lock beside that, and knows the file that was
+    bound, so that it can tell when somebody removed it and removes only its own.
     """
 
     def __init__(self, endpoint: str, *, private: bool = False) -> None:
@@ -133,6 +133,7 @@ class Claim:
         if private:
             _make_private_directory(self._path.parent)
         self._lock: Ownership | None = None
+        self._socket: socket.socket | None = None
         self._bound: tuple[int, int] | None = None
         if not endpoint.startswith("ipc://"):
             return
@@ -154,10 +155,52 @@ class Claim:
     def _path(self) -> Path:
         return Path(self.endpoint.removeprefix("ipc://"))
 
-    def bound(self) -> None:
-        """Note the socket that now is at the path."""
+    def listen(self) -> str:
+        """Have a listening socket; the endpoint as clients reach it. CannotServe."""
+        self._close()
+        try:
+            self._socket = self._listen_unix() if self._lock else self._listen_tcp()
+        except OSError as error:
+            raise CannotServe(f"cannot bind {self.endpoint}: {error.strerror}") from None
+        self._socket.setblocking(False)  # libzmq accepts when there was something, which may go
         if self._lock:
             self._bound = self._found()
+        else:
+            host, port, *_ = self._socket.getsockname()
+            self.endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        return self.endpoint
+
+    def _listen_unix(self) -> socket.socket:
+        with contextlib.suppress(FileNotFoundError):  # what is there was looked at, and is dead
+            self._path.unlink()
+        listening = socket.socket(socket.AF_UNIX)
+        umask = os.umask(0o117)  # its mode is to be 0660
+        try:
+            listening.bind(os.fspath(self._path))
+            listening.listen(socket.SOMAXCONN)
+        except BaseException:
+            listening.close()
+            raise
+        finally:
+            os.umask(umask)
+        return listening
+
+    def _listen_tcp(self) -> socket.socket:
+        host, _, port = self.endpoint.removeprefix("tcp://").rpartition(":")
+        host = "127.0.0.1" if host == "localhost" else host.strip("[]")
+        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, 0 if port == "*" else int(port)))
+            listening.listen(socket.SOMAXCONN)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
+
+    def fileno(self) -> int:
+        """Of the listening socket; -1 if there is none."""
+        return -1 if self._socket is None else self._socket.fileno()
 
     def lost(self) -> bool:
         """Whether somebody removed or replaced the socket since it was bound."""
@@ -175,12 +218,18 @@ class Claim:
             _refuse_unless_free(self.endpoint, self._path)
 
     def release(self) -> None:
-        """Remove the socket, if it is still ours, and the lock."""
+        """Listen no longer; remove the socket's file, if it is still ours, and the lock."""
+        self._close()
         if self._lock:
             if self._bound and not self.lost():
                 with contextlib.suppress(OSError):
                     self._path.unlink()
             self._lock.release()
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def _found(self) -> tuple[int, int] | None:
         try:

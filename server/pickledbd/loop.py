@@ -1,8 +1,9 @@
 """The daemon's one thread: sockets and signals around the engine, and tasks between the turns.
 
-The only room that touches ZeroMQ. One turn takes what has arrived, hands it to the engine and
-sends the replies; nothing else runs, so every operation is atomic. Nobody is waited for: a
-reply that a client cannot take at once is lost, and only that client's.
+With `connections` and `listeners`, which it owns, all that touches ZeroMQ. One turn takes what has
+arrived, hands it to the engine and sends the replies; nothing else runs, so every operation is
+atomic. Nobody is waited for: a reply that a client cannot take at once is lost, and only that
+client's.
 
 Tasks get what time the clients leave. While there are requests they get a part of it, in slices
 so short that nobody notices.
@@ -10,26 +11,21 @@ so short that nobody notices.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-import os
 import select
-import signal
-import socket
-import struct
 import time
-from collections import deque
 from collections.abc import Iterable
-from types import FrameType
 
 import zmq
 
 from pickledbd.clock import now_ms
-from pickledbd.endpoints import CannotServe, Claim
+from pickledbd.connections import Connections
+from pickledbd.endpoints import Claim
 from pickledbd.engine import Engine
+from pickledbd.listeners import Listeners
 from pickledbd.notify import EXTEND_USEC, notify
 from pickledbd.ownership import AlreadyOwnedError, Ownership
+from pickledbd.signals import Signals
 from pickledbd.status import Status
 from pickledbd.tasks import Tasks
 from pickledbd_protocol import SaveFailed
@@ -75,44 +71,8 @@ SAVE_AGAIN_SECONDS = 5.0
 CLOSING_MS = 1000
 """How long the last replies may take to leave when the daemon stops."""
 
-# As zmq_socket_monitor(3) tells it: pyzmq's own way would import all of asyncio, at each start
-_EVENT = struct.Struct("=Hi")
-
 _NOBLOCK_MORE = zmq.NOBLOCK | zmq.SNDMORE
 _LARGE = 2**20  # what is smaller is copied quicker than pyzmq can arrange for it not to be
-
-
-class Signals:
-    """SIGTERM, SIGINT and SIGHUP (a closed terminal) as a readable descriptor and a flag."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._reader, writer = socket.socketpair()
-        self._reader.setblocking(False)
-        writer.setblocking(False)
-        self._writer = writer
-        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # nohup, and a shell that starts it in the background, have a reason to ignore one
-            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._note)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-
-    def fileno(self) -> int:
-        return self._reader.fileno()
-
-    def wake(self) -> None:
-        """End the loop's wait. For any thread."""
-        with contextlib.suppress(OSError):  # full of calls that were not answered yet, or closed
-            self._writer.send(b"\0")
-
-    def drain(self) -> None:
-        """Forget the calls to wake."""
-        with contextlib.suppress(BlockingIOError):
-            while self._reader.recv(4096):
-                pass
 
 
 class Loop:
@@ -130,7 +90,6 @@ class Loop:
         idle_exit: float | None,
     ) -> None:
         self._engine = engine
-        self._claims = claims
         self._owner = owner
         self._status = status
         self._signals = signals
@@ -138,12 +97,6 @@ class Loop:
         self._idle_exit = idle_exit
         self._quiet_at = 0.0  # when nobody is asking any more
         self._next_slice = 0.0  # when tasks may run although somebody is
-        self._connections: set[int] = set()  # their descriptors
-        self._peers: dict[int, bytes] = {}  # by them, those who have asked something
-        self._known: set[bytes] = set()  # the same
-        self._lost: deque[bytes] = deque()  # peers of whose end the engine is to be told
-        self._uncounted = False  # whether there may be more to be told of connections
-        self._stays_until = 0.0  # whatever its idle exit
         self._awake_at = 0  # when it last began to do something, by the daemon's clock
         self._replies_lost = 0
         self._tell_lost_at = 0.0
@@ -152,49 +105,27 @@ class Loop:
         self._router.router_mandatory = True
         self._router.maxmsgsize = status.request_bytes
         self._router.sndhwm = REPLIES_QUEUED
-        self._router.backlog = socket.SOMAXCONN
         self._router.tcp_keepalive = 1
         self._router.linger = CLOSING_MS
-        # Their values are descriptors; DISCONNECTED also follows a handshake that failed.
-        self._router.monitor("inproc://connections", zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        # Unbounded, since libzmq's I/O thread waits when the monitor's queue is full
-        self._monitor = self._context.socket(zmq.PAIR)
-        self._monitor.rcvhwm = 0
-        self._monitor.connect("inproc://connections")
+        self._listeners = Listeners(self._router, claims)
+        self._connections = Connections(self._context, self._router, first=self._arrived)
         # Their descriptors are polled, not they: zmq_poll asks each of them several times over. But
         # a socket's descriptor tells that something has come only after the socket was asked, and
         # had nothing: so each is asked after it was used, before the loop sleeps.
         self._poller = select.poll()
-        self._monitor_fd, self._signals_fd = self._monitor.fileno(), signals.fileno()
+        self._monitor_fd, self._signals_fd = self._connections.fileno(), signals.fileno()
         for descriptor in (self._router.fileno(), self._monitor_fd, self._signals_fd):
             self._poller.register(descriptor, select.POLLIN)
 
     def bind(self) -> list[str]:
         """Listen at every claimed endpoint and return them as clients reach them."""
-        bound = []
-        for claim in self._claims:
-            self._bind(claim)
-            last = self._router.get_string(zmq.LAST_ENDPOINT)
-            bound.append(last)
-        return bound
-
-    def _bind(self, claim: Claim) -> None:
-        self._router.ipv6 = "[" in claim.endpoint  # else localhost would be ::1 alone
-        umask = os.umask(0o117)  # the socket's mode is to be 0660
-        try:
-            self._router.bind(claim.endpoint)
-        except zmq.ZMQError as error:
-            raise CannotServe(f"cannot bind {claim.endpoint}: {error.strerror}") from None
-        finally:
-            os.umask(umask)
-        claim.bound()
+        return self._listeners.bind()
 
     def run(self) -> str:
         """Serve; return why it ended. The store may then hold unsaved changes."""
-        now = started = quiet_since = next_upkeep = time.monotonic()
-        self._stays_until = now + ARRIVAL_SECONDS
+        now = begun = started = quiet_since = next_upkeep = time.monotonic()
         self._awake_at = now_ms()
-        self._count_connections()
+        self._connections.count()
         while not self._signals.received:
             if now >= next_upkeep:
                 self._upkeep()
@@ -204,10 +135,11 @@ class Loop:
             wake = min(next_upkeep, self._engine.tick(now))
             # Those of tasks, and of what was held: none is to wait for the next message
             self._deliver(self._engine.take_replies())
-            if self._lost or self._uncounted:
+            if self._connections.lost or self._connections.uncounted:
                 wake = now
             if self._idle_exit is not None and not self._connections and not self._tasks:
-                ends = max(quiet_since + self._idle_exit, self._stays_until)
+                arrived_at = max(begun, self._connections.accepted_at)
+                ends = max(quiet_since + self._idle_exit, arrived_at + ARRIVAL_SECONDS)
                 if now >= ends:
                     if self._engine.finish() is None:
                         return f"no client for {self._idle_exit:g} s"
@@ -263,7 +195,7 @@ class Loop:
             self._engine.tell_alive(time.monotonic())
             self._deliver(self._engine.take_replies())
 
-        while self._lost:
+        while self._connections.lost:
             self._tell_lost()
         failure = self._engine.finish(progress)
         self._deliver(self._engine.take_replies())
@@ -271,8 +203,7 @@ class Loop:
 
     def close(self) -> None:
         """Let the last replies leave, and stop listening."""
-        self._router.disable_monitor()
-        self._monitor.close(linger=0)
+        self._connections.close()
         self._router.close()
         self._context.term()
 
@@ -280,8 +211,9 @@ class Loop:
         """Take what has arrived, apply it, answer it. False if there was nothing."""
         router, engine = self._router, self._engine
         until = time.monotonic() + TURN_SECONDS
-        if self._uncounted or self._monitor_fd in ready:
-            self._count_connections(until)
+        if self._connections.uncounted or self._monitor_fd in ready:
+            self._connections.count(until)
+            self._status.clients = len(self._connections)
         if self._signals_fd in ready:
             self._signals.drain()
         if arrived or (ready and _readable(router)):
@@ -298,68 +230,33 @@ class Loop:
         while True:
             peer = router.recv(zmq.NOBLOCK)
             frame = router.recv(zmq.NOBLOCK, copy=False)
-            connected = peer in self._known or self._meet(peer, frame)
+            connection = self._connections.of(peer, frame)
             frames = [frame.bytes]
             while frame.more:
                 frame = router.recv(zmq.NOBLOCK, copy=False)
                 frames.append(frame.bytes)
             self._notice_halt()
             engine.receive(peer, frames)
-            if not connected:
-                self._lost.append(peer)
+            if connection is None:
+                self._connections.lost.append(peer)
             count += 1
             if count >= MESSAGES_A_TURN or engine.turn_over or time.monotonic() >= until:
                 break
             if not _readable(router):
                 break
 
-    def _count_connections(self, until: float = math.inf) -> None:
-        """Know which connections were made and lost: all of them, or what `until` allows."""
-        self._uncounted = False
-        while not self._uncounted and _readable(self._monitor):
-            event, descriptor = _EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
-            if event == zmq.EVENT_ACCEPTED:
-                if not self._connections and self._idle_exit is not None:
-                    # It could as well have ended since the last client; a new one would have read
-                    # what is in the file now. A daemon that is to stay is asked to by its owner.
-                    self._engine.refresh()
-                self._connections.add(descriptor)
-                self._stays_until = time.monotonic() + ARRIVAL_SECONDS
-            else:
-                self._connections.discard(descriptor)
-                peer = self._peers.pop(descriptor, None)
-                if peer is not None:
-                    self._known.discard(peer)
-                    self._lost.append(peer)
-            self._status.clients = len(self._connections)
-            self._uncounted = time.monotonic() >= until
+    def _arrived(self) -> None:
+        """The first client has come, or the first after a while."""
+        if self._idle_exit is not None:
+            # It could as well have ended since the last client; a new one would have read
+            # what is in the file now. A daemon that is to stay is asked to by its owner.
+            self._engine.refresh()
 
     def _tell_lost(self) -> None:
         """Have the engine know of lost connections. It makes what comes of it durable together."""
-        if self._lost:
-            some = [self._lost.popleft() for _ in range(min(LOST_A_TURN, len(self._lost)))]
-            self._engine.gone(*some)
-
-    def _meet(self, peer: bytes, frame: zmq.Frame) -> bool:
-        """Know by which connection a peer's message came; False if that was lost since.
-
-        Descriptors are given to later connections, so that of a message may be another's by now.
-        Of two peers the later one is connected: libzmq numbers them as they come.
-        """
-        self._count_connections()
-        try:
-            descriptor: int = frame.get(zmq.SRCFD)
-        except zmq.ZMQError:  # not told by every transport
-            return True
-        other = self._peers.get(descriptor)
-        if descriptor not in self._connections or (other and _is_later(other, peer)):
-            return False
-        if other is not None:
-            self._known.discard(other)
-            self._lost.append(other)
-        self._peers[descriptor] = peer
-        self._known.add(peer)
-        return True
+        lost = self._connections.lost
+        if lost:
+            self._engine.gone(*(lost.popleft() for _ in range(min(LOST_A_TURN, len(lost)))))
 
     def _deliver(self, replies: Iterable[tuple[bytes, bytes]]) -> None:
         for peer, message in replies:
@@ -371,7 +268,7 @@ class Loop:
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
-                self._lost.append(peer)
+                self._connections.lost.append(peer)
 
     def _count_lost_reply(self) -> None:
         # One line for many: whoever reads the log must not be able to hold the loop up.
@@ -387,24 +284,12 @@ class Loop:
         notify(STATUS=f"{self._status.clients} clients, {self._engine.dirty} unsaved changes")
         try:
             self._owner.restore()
-            for claim in self._claims:
-                if claim.lost():
-                    log.warning("%s was removed; binding it again", claim.endpoint)
-                    claim.restore()
-                    with contextlib.suppress(zmq.ZMQError):  # it may be unbound since last time
-                        self._router.unbind(claim.endpoint)
-                    self._bind(claim)
         except AlreadyOwnedError as error:
             log.error("%s was removed and is now held by pid %s", error.args[0], error.pid)
-        except (CannotServe, OSError, zmq.ZMQError) as error:
+        except OSError as error:
             log.error("cannot restore what was removed: %s", error)
+        self._listeners.restore()
 
 
 def _readable(source: zmq.Socket[bytes]) -> bool:
     return source.get(zmq.EVENTS) & zmq.POLLIN != 0  # type: ignore[operator,arg-type] # EVENTS is an int
-
-
-def _is_later(peer: bytes, than: bytes) -> bool:
-    """Whether a peer came later: its routing id is a NUL and a number of 32 bits that grows."""
-    ahead = int.from_bytes(peer[1:], "big") - int.from_bytes(than[1:], "big")
-    return 0 < ahead % 2**32 < 2**31

@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from pickledbd import loop
+from pickledbd.connections import Connection
 from pickledbd.journal import Journal
 from pickledbd.locks import Locks
 from pickledbd.loop import Loop
@@ -112,7 +113,7 @@ class Over:
         self.gone_peers = []
         self.turns = 0
         self.events = []
-        self.send = None
+        self.send_multipart = None
         self.sockets = socket.socketpair()
 
     def fileno(self):
@@ -121,7 +122,7 @@ class Over:
     def tick(self, now):
         self.turns += 1
         while self.events:
-            self.send(self.events.pop())
+            self.send_multipart([self.events.pop(), b""])
         assert self.turns < 10 * MANY
         if len(self.gone_peers) == MANY:
             self.received = SimpleNamespace(name="over")
@@ -154,16 +155,19 @@ def test_the_loop_learns_of_many_that_are_gone_a_few_at_a_time(monkeypatch, turn
         idle_exit=None,
     )
     peers = {descriptor: b"p%d" % descriptor for descriptor in range(MANY)}
-    looped._peers |= peers
-    looped._connections.update(peers)
-    looped._monitor.close()
-    events, looped._monitor = looped._context.socket(zmq.PAIR), looped._context.socket(zmq.PAIR)
-    events.sndhwm = looped._monitor.rcvhwm = 0
+    connections = looped._connections
+    for descriptor, peer in peers.items():
+        connection = Connection(descriptor, "ipc:///somewhere", "somebody", peer=peer)
+        connections._open[descriptor] = connections._of_peer[peer] = connection
+    connections._monitor.close()
+    events, monitor = looped._context.socket(zmq.PAIR), looped._context.socket(zmq.PAIR)
+    connections._monitor = monitor
+    events.sndhwm = monitor.rcvhwm = 0
     events.bind("inproc://events")
-    looped._monitor.connect("inproc://events")
-    looped._monitor_fd = looped._monitor.fileno()
+    monitor.connect("inproc://events")
+    looped._monitor_fd = monitor.fileno()
     looped._poller.register(looped._monitor_fd, select.POLLIN)
-    engine.send = events.send
+    engine.send_multipart = events.send_multipart
     engine.events = [struct.pack("=Hi", zmq.EVENT_DISCONNECTED, each) for each in peers]
     assert looped.run() == "over"
     events.close()
