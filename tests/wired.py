@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 from pickledbd import cli
 from pickledbd.counters import Counters
+from pickledbd.options import parser
 from pickledbd.ownership import Ownership
 from pickledbd.snapshot import DataFile
 from pickledbd.status import Status
@@ -30,7 +31,7 @@ class Wired:
         self.owner = Ownership(path)
         self.stack.callback(self.owner.release)
         self.engine, self.tasks = cli._recover(
-            cli._parser().parse_args([str(path), *options]),
+            parser().parse_args([str(path), *options]),
             DataFile(path),
             self.stack,
             owner=self.owner,

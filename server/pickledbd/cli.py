@@ -12,9 +12,8 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from pickledbd.checking import check
 from pickledbd.counters import Counters
@@ -23,6 +22,7 @@ from pickledbd.engine import Engine
 from pickledbd.journal import Journal
 from pickledbd.loop import Loop
 from pickledbd.notify import EXTEND_USEC, notify
+from pickledbd.options import parser
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.recovery import recover
 from pickledbd.saver import Gate, Saver
@@ -31,19 +31,14 @@ from pickledbd.snapshot import DataFile, Progress, Unreadable, with_progress
 from pickledbd.status import Status
 from pickledbd.store import Store
 from pickledbd.tasks import Tasks
-from pickledbd_protocol import SaveFailed, __version__
+from pickledbd_protocol import SaveFailed
 
 log = logging.getLogger(__name__)
-
-_Number = TypeVar("_Number", int, float)
 
 MIB = 2**20
 
 GC_THRESHOLD = 50_000
 """Containers made until the collector looks at them: a batch holds thousands, and no circle."""
-
-MEBIBYTES_MAX = 1024
-"""The largest --max-request: orjson crashes at a str of 2 GiB."""
 
 NAME_MAX = 255 - len(".journal.1234567.discarded-1234567890123456789")
 """The longest name, in bytes, that leaves room for those of the files beside it."""
@@ -51,7 +46,7 @@ NAME_MAX = 255 - len(".journal.1234567.discarded-1234567890123456789")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon in the foreground; its exit status."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     if options.detach:
         if os.fork():
             os._exit(0)  # nothing is open yet; the child belongs to nobody
@@ -77,92 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class _Stopped(Exception):
     """A signal came while the daemon was starting."""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pickledbd",
-        description="Own one pickleDB file and serve it to any number of threads and processes.",
-        epilog="It says one line when it is ready, and saves and exits on SIGTERM and SIGINT.",
-    )
-    parser.add_argument("location", metavar="LOCATION", help="the database file; made if missing")
-    parser.add_argument(
-        "--bind",
-        metavar="ENDPOINT",
-        action="append",
-        default=[],
-        help="listen at ipc:///PATH or tcp://127.0.0.1:PORT; may be repeated "
-        "(default: a socket that only this user reaches, and that clients given LOCATION find)",
-    )
-    parser.add_argument(
-        "--idle-exit",
-        metavar="SECONDS",
-        type=_number(float, "seconds, 0 or more", 0),
-        help="save and exit when no client has been connected for so long (default: never)",
-    )
-    parser.add_argument(
-        "--max-request",
-        metavar="MIB",
-        type=_number(int, f"MiB, 1 to {MEBIBYTES_MAX}", 1, MEBIBYTES_MAX),
-        default=256,
-        help="the largest request accepted, in MiB, at most 1024 (default: 256)",
-    )
-    parser.add_argument(
-        "--durability",
-        choices=("save", "journal", "fsync"),
-        default="journal",
-        help="when a write is safe: at the next save; in the operating system before its reply, so "
-        "that the daemon may be killed, and on disk within a second (the default); or on disk "
-        "before its reply",
-    )
-    parser.add_argument(
-        "--backups",
-        metavar="N",
-        type=_number(int, "files, 0 or more", 0),
-        default=0,
-        help="keep the last N data files that saves replaced, as LOCATION.backup-TIME (default: 0)",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="only read the data file and its journal, and say what is found; changes nothing",
-    )
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument(
-        "--replay-journal",
-        dest="choice",
-        action="store_const",
-        const="replay",
-        help="where data file and journal do not fit together: apply to the file what can be "
-        "read of the journal, and save",
-    )
-    choice.add_argument(
-        "--discard-journal",
-        dest="choice",
-        action="store_const",
-        const="discard",
-        help="where they do not: do without the journal, which is kept under another name",
-    )
-    parser.add_argument("--version", action="version", version=f"pickledbd {__version__}")
-    # How a client starts it: with the lock already held, and as nobody's child.
-    parser.add_argument("--lock-fd", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--detach", action="store_true", help=argparse.SUPPRESS)
-    return parser
-
-
-def _number(
-    kind: Callable[[str], _Number], what: str, least: int, most: float = sys.float_info.max
-) -> Callable[[str], _Number]:
-    """Makes a number, from `least` to `most`, of an argument; `what` it counts is told if not."""
-
-    def number(text: str) -> _Number:
-        with contextlib.suppress(ValueError):
-            value = kind(text)
-            if least <= value <= most:
-                return value
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of {what}")
-
-    return number
 
 
 def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:

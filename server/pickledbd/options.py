@@ -1,0 +1,103 @@
+"""The options of `pickledbd`: their names, what they may be, and what is said of them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from pickledbd_protocol import __version__
+
+_Number = TypeVar("_Number", int, float)
+
+MEBIBYTES_MAX = 1024
+"""The largest --max-request: orjson crashes at a str of 2 GiB."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `pickledbd`."""
+    parser = argparse.ArgumentParser(
+        prog="pickledbd",
+        description="Own one pickleDB file and serve it to any number of threads and processes.",
+        epilog="It says one line when it is ready, and saves and exits on SIGTERM and SIGINT.",
+    )
+    parser.add_argument("location", metavar="LOCATION", help="the database file; made if missing")
+    parser.add_argument(
+        "--bind",
+        metavar="ENDPOINT",
+        action="append",
+        default=[],
+        help="listen at ipc:///PATH or tcp://127.0.0.1:PORT; may be repeated "
+        "(default: a socket that only this user reaches, and that clients given LOCATION find)",
+    )
+    parser.add_argument(
+        "--idle-exit",
+        metavar="SECONDS",
+        type=_number(float, "seconds, 0 or more", 0),
+        help="save and exit when no client has been connected for so long (default: never)",
+    )
+    parser.add_argument(
+        "--max-request",
+        metavar="MIB",
+        type=_number(int, f"MiB, 1 to {MEBIBYTES_MAX}", 1, MEBIBYTES_MAX),
+        default=256,
+        help="the largest request accepted, in MiB, at most 1024 (default: 256)",
+    )
+    parser.add_argument(
+        "--durability",
+        choices=("save", "journal", "fsync"),
+        default="journal",
+        help="when a write is safe: at the next save; in the operating system before its reply, so "
+        "that the daemon may be killed, and on disk within a second (the default); or on disk "
+        "before its reply",
+    )
+    parser.add_argument(
+        "--backups",
+        metavar="N",
+        type=_number(int, "files, 0 or more", 0),
+        default=0,
+        help="keep the last N data files that saves replaced, as LOCATION.backup-TIME (default: 0)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only read the data file and its journal, and say what is found; changes nothing",
+    )
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--replay-journal",
+        dest="choice",
+        action="store_const",
+        const="replay",
+        help="where data file and journal do not fit together: apply to the file what can be "
+        "read of the journal, and save",
+    )
+    choice.add_argument(
+        "--discard-journal",
+        dest="choice",
+        action="store_const",
+        const="discard",
+        help="where they do not: do without the journal, which is kept under another name",
+    )
+    parser.add_argument("--version", action="version", version=f"pickledbd {__version__}")
+    # How a client starts it: with the lock already held, and as nobody's child.
+    parser.add_argument("--lock-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--detach", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _number(
+    kind: Callable[[str], _Number], what: str, least: int, most: float = sys.float_info.max
+) -> Callable[[str], _Number]:
+    """Makes a number, from `least` to `most`, of an argument; `what` it counts is told if not."""
+
+    def number(text: str) -> _Number:
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if least <= value <= most:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of {what}")
+
+    return number
