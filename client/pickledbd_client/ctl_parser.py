@@ -110,7 +110,7 @@ class Commands:
         """A command by its name: what it does, what is said about it, and how it is used."""
         text = f"{about[0].upper()}{about[1:]}. {' '.join(more.split())}"
         lines = "\n".join(
-            f"  {line.strip() if 'pickledbctl' in line else 'pickledbctl ' + line.strip()}"
+            f"  {'' if '| pickledbctl -' in line else 'pickledbctl '}{line.strip()}"
             for line in examples.splitlines()
         )
         sub: CommandParser = self._actions.add_parser(

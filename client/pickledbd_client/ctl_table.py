@@ -235,7 +235,7 @@ def _add_others(commands: Commands) -> None:
         "run a command while holding a lock, whose token is in its environment (PICKLEDBD_TOKEN)",
         more="Exits 1 if the lock was not free in time, else as the command does.",
         examples="""lock nightly --timeout 0 -- ./report.sh
-            lock report -- sh -c 'pickledbctl set report - --token $PICKLEDBD_TOKEN < report'""",
+            lock report -- sh -c './report | pickledbctl set report - --token $PICKLEDBD_TOKEN'""",
     )
     sub.runs_another = True
     sub.usage = "%(prog)s [-h] [--ttl SECONDS] [--timeout SECONDS] NAME -- COMMAND ..."

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,12 +24,13 @@ def writing(target: str, *, force: bool = True) -> Iterator[BinaryIO]:
     as it is. `force` False: SaveFailed if there is a file; and so it is where something fails, or
     where a daemon's database is.
     """
-    path = Path(os.path.realpath(target))
+    path = Path(target)
     with _telling(target):
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        if path.exists() and not path.is_file() and not path.is_dir():
             with path.open("wb") as file:
                 yield file
             return
+        path = Path(os.path.realpath(path))
         _refuse_database(path)
         if not force and path.exists():
             raise SaveFailed(f"{target} is there already; --force has it replaced")
