@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from pickledbd_client import ctl_commands, ctl_live, ctl_transfer
+from pickledbd_client import ctl_backup, ctl_commands, ctl_live, ctl_transfer
 from pickledbd_client.ctl_parser import Commands, number, seconds, wait
 from pickledbd_client.formats import FORMATS
 
@@ -224,6 +224,19 @@ def _add_whole(commands: Commands) -> None:
     how.add_argument(
         "--resumable", action="store_true", help="in chunks; the same command again goes on"
     )
+    _progress(sub)
+    sub = commands.add(
+        "backup",
+        ctl_backup.backup,
+        "copy the running database to a file, as it is at one moment",
+        more="""The copy is a data file that pickledbd and pickleDB open; if keys expire, when they
+            do stands in PATH.annex-..., which is to be copied with it. Nothing is at PATH until all
+            of it is on disk. A daemon's database is never written over: to restore a copy, stop the
+            daemon and put the copy in the place of its file, or import it with --replace.""",
+        examples="backup /backups/my-$(date +%F).db\nbackup --force /backups/latest.db",
+    )
+    sub.add_argument("path", metavar="PATH")
+    sub.add_argument("--force", action="store_true", help="replace a file that is there")
     _progress(sub)
     commands.add("save", ctl_commands.save, "have everything on disk", examples="save")
 

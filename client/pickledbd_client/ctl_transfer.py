@@ -1,4 +1,4 @@
-"""`pickledbctl export`, `import` and `backup`: whole contents out and in.
+"""`pickledbctl export` and `import`: whole contents out and in.
 
 An export shows one moment. An import is read to its end and found good before the first byte of it
 is sent, and is applied by the daemon whole or not at all; so whatever ends it, the content is the
@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 import orjson
 
-from pickledbd_client.calls import Some
+from pickledbd_client.calls import ALL, Some
 from pickledbd_client.ctl_commands import DONE
 from pickledbd_client.formats import READERS, WRITERS, format_of
 from pickledbd_client.outfile import writing
@@ -45,7 +45,9 @@ def export(db: RawPickleDB, options: argparse.Namespace) -> int:
     form = options.format or format_of(target)
     some = Some(options.prefix, options.glob)
     expiring = 0
-    with Progress("exporting", "exported", asked=options.progress, share=_of(db, some)) as progress:
+    with Progress(
+        "exporting", "exported", asked=options.progress, share=share_of(db, some)
+    ) as progress:
 
         def parts() -> Iterator[Part]:
             nonlocal expiring
@@ -61,6 +63,8 @@ def export(db: RawPickleDB, options: argparse.Namespace) -> int:
             else:
                 with writing(target) as file:
                     file.writelines(texts)
+    if not db.keeps_ttls:
+        print("pickledbctl: this daemon does not tell when keys expire", file=sys.stderr)
     if expiring and form == "json":
         print(
             f"pickledbctl: {expiring:,} of these keys expire, which JSON cannot tell: "
@@ -70,9 +74,9 @@ def export(db: RawPickleDB, options: argparse.Namespace) -> int:
     return DONE
 
 
-def _of(db: RawPickleDB, some: Some) -> Callable[[int], float | None]:
+def share_of(db: RawPickleDB, some: Some = ALL) -> Callable[[int], float | None]:
     """How much of an export is done, if it is of all keys."""
-    if some != Some():
+    if some != ALL:
         return lambda _count: None
     total = max(1, len(db))
     return lambda count: min(1.0, count / total)

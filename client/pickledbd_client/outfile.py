@@ -7,6 +7,7 @@ another name, synced, and put there, as the daemon does with its data file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -26,11 +27,13 @@ def writing(target: str, *, force: bool = True) -> Iterator[BinaryIO]:
     """
     path = Path(target)
     with _telling(target):
-        if path.exists() and not path.is_file() and not path.is_dir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
             with path.open("wb") as file:
                 yield file
             return
         path = Path(os.path.realpath(path))
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         _refuse_database(path)
         if not force and path.exists():
             raise SaveFailed(f"{target} is there already; --force has it replaced")
