@@ -16,7 +16,10 @@ from typing import Any
 
 import orjson
 
+from pickledbd_client.calls import Some
 from pickledbd_client.database import PickleDB
+from pickledbd_client.formats import as_lines
+from pickledbd_client.raw import RawPickleDB
 from pickledbd_client.watching import Resync
 from pickledbd_protocol import (
     InvalidValue,
@@ -27,11 +30,11 @@ from pickledbd_protocol import (
     shown,
 )
 
-DONE, NOT_THERE, FAILED = 0, 1, 3  # argparse itself exits with 2 on wrong usage
+DONE, NOT_THERE, USAGE, FAILED = 0, 1, 2, 3
 
 
 def set_(db: PickleDB, options: argparse.Namespace) -> int:
-    db.set(options.key, _value(options), ttl=options.ttl, token=options.token)
+    db.set(options.key, _value(options.key, options.value), ttl=options.ttl, token=options.token)
     return DONE
 
 
@@ -40,19 +43,19 @@ def get(db: PickleDB, options: argparse.Namespace) -> int:
     if not version:
         return _not_there(db, options)
     if options.versioned:
-        _write_line({"value": _json(value), "version": version})
+        write_line({"value": _json(value), "version": version})
     elif options.raw and isinstance(value, bytes):
-        _write(value)
+        write(value)
     elif options.raw and isinstance(value, str):
-        _write(value.encode())
+        write(value.encode())
     else:
-        _write_line(_json(value))
+        write_line(_json(value))
     return DONE
 
 
 def cas(db: PickleDB, options: argparse.Namespace) -> int:
     version = 0 if options.version == "0" else options.version
-    value = _value(options)
+    value = _value(options.key, options.value)
     if db.cas(options.key, version, value, ttl=options.ttl, token=options.token):
         return DONE
     print(
@@ -63,21 +66,73 @@ def cas(db: PickleDB, options: argparse.Namespace) -> int:
 
 
 def incr(db: PickleDB, options: argparse.Namespace) -> int:
-    _write_line(db.incr(options.key, options.by, options.default, token=options.token))
+    write_line(db.incr(options.key, options.by, options.default, token=options.token))
     return DONE
 
 
-def all_(db: PickleDB, options: argparse.Namespace) -> int:
-    keys = db.all(options.prefix, glob=options.glob)
-    _write(
-        orjson.dumps(keys) + b"\n" if options.json else "".join(f"{key}\n" for key in keys).encode()
-    )
+def exists(db: PickleDB, options: argparse.Namespace) -> int:
+    return DONE if options.key in db else NOT_THERE
+
+
+def setdefault(db: PickleDB, options: argparse.Namespace) -> int:
+    value = _value(options.key, options.value)
+    write_line(_json(db.setdefault(options.key, value, token=options.token)))
     return DONE
 
 
-def items(db: PickleDB, options: argparse.Namespace) -> int:
-    for key, value in db.items(options.prefix, glob=options.glob):
-        _write_line({"key": key, "value": _json(value)})
+def all_(db: RawPickleDB, options: argparse.Namespace) -> int:
+    some = Some(options.prefix, options.glob)
+    if options.json:
+        write_line(db.all(some.prefix, glob=some.glob))
+        return DONE
+    for keys in db.listed(some):
+        write("".join(f"{key}\n" for key in keys).encode())
+    return DONE
+
+
+def items(db: RawPickleDB, options: argparse.Namespace) -> int:
+    for text in as_lines(db.dumped(Some(options.prefix, options.glob), ttls=False)):
+        write(text)
+    return DONE
+
+
+def len_(db: PickleDB, _options: argparse.Namespace) -> int:
+    write_line(len(db))
+    return DONE
+
+
+def popitem(db: PickleDB, options: argparse.Namespace) -> int:
+    try:
+        key, value = db.popitem(token=options.token)
+    except KeyError:
+        print(f"pickledbctl: no keys in {db.location}", file=sys.stderr)
+        return NOT_THERE
+    write_line({"key": key, "value": _json(value)})
+    return DONE
+
+
+def get_many(db: PickleDB, options: argparse.Namespace) -> int:
+    found = db.get_many(options.keys)
+    for key, value in found.items():
+        write_line({"key": key, "value": _json(value)})
+    missing = [shown(key) for key in options.keys if key not in found]
+    if missing:
+        print(f"pickledbctl: no key {', '.join(missing)} in {db.location}", file=sys.stderr)
+    return NOT_THERE if missing else DONE
+
+
+def set_many(db: PickleDB, options: argparse.Namespace) -> int:
+    keys, values = options.pairs[::2], options.pairs[1::2]
+    if len(keys) > len(values):
+        print(f"pickledbctl: no value is given for key {shown(keys[-1])}", file=sys.stderr)
+        return USAGE
+    items = {key: _value(key, text) for key, text in zip(keys, values, strict=True)}
+    db.set_many(items, ttl=options.ttl, token=options.token)
+    return DONE
+
+
+def remove_many(db: PickleDB, options: argparse.Namespace) -> int:
+    write_line(db.remove_many(options.keys, token=options.token))
     return DONE
 
 
@@ -90,7 +145,7 @@ def pop(db: PickleDB, options: argparse.Namespace) -> int:
         value = db.pop(options.key, token=options.token)
     except KeyError:
         return _not_there(db, options)
-    _write_line(_json(value))
+    write_line(_json(value))
     return DONE
 
 
@@ -113,7 +168,7 @@ def ttl(db: PickleDB, options: argparse.Namespace) -> int:
     left = db.ttl(options.key)
     if left is None and options.key not in db:
         return _not_there(db, options)
-    _write(b"-\n" if left is None else b"%.3f\n" % left)
+    write(b"-\n" if left is None else b"%.3f\n" % left)
     return DONE
 
 
@@ -155,33 +210,37 @@ def _run(argv: list[str], environment: dict[str, str]) -> int:
         else:
             process.send_signal(number)
 
+    before = {}
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, pass_on)
+            before[number] = signal.signal(number, pass_on)
     try:
         process = subprocess.Popen(argv, env=os.environ | environment)  # noqa: S603 - as the user says
+        for noted in early:
+            process.send_signal(noted)
+        while True:
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:
+                continue
+            return status if status >= 0 else 128 - status
     except OSError as error:
         print(f"pickledbctl: cannot run {argv[0]}: {error.strerror}", file=sys.stderr)
         return FAILED
-    for noted in early:
-        process.send_signal(noted)
-    while True:
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            continue
-        return status if status >= 0 else 128 - status
+    finally:  # a shell goes on after it
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def watch(db: PickleDB, options: argparse.Namespace) -> int:
     for change in db.watch(options.prefix, options.since):
         if isinstance(change, Resync):
             items = {key: _json(value) for key, value in change.items.items()}
-            _write_line({"resync": items, "seq": change.seq})
+            write_line({"resync": items, "seq": change.seq})
         elif change.removed:
-            _write_line({"key": change.key, "removed": True, "seq": change.seq})
+            write_line({"key": change.key, "removed": True, "seq": change.seq})
         else:
-            _write_line({"key": change.key, "value": _json(change.value), "seq": change.seq})
+            write_line({"key": change.key, "value": _json(change.value), "seq": change.seq})
         sys.stdout.flush()
     return DONE
 
@@ -196,22 +255,11 @@ def save(db: PickleDB, _options: argparse.Namespace) -> int:
     return DONE
 
 
-def info(db: PickleDB, options: argparse.Namespace) -> int:
-    told = db.info()
-    if options.json:
-        _write(orjson.dumps(told) + b"\n")
-        return DONE
-    width = max(map(len, told))
-    for name, value in told.items():
-        _write(f"{name:{width}}  {_shown_fact(name, value)}\n".encode())
-    return DONE
-
-
 def ping(db: PickleDB, _options: argparse.Namespace) -> int:
     started = time.monotonic()
     db.ping()
     took_ms = (time.monotonic() - started) * 1000
-    _write(f"{db.location} answered in {took_ms:.2f} ms\n".encode())
+    write(f"{db.location} answered in {took_ms:.2f} ms\n".encode())
     return DONE
 
 
@@ -220,19 +268,15 @@ def _not_there(db: PickleDB, options: argparse.Namespace) -> int:
     return NOT_THERE
 
 
-def _value(options: argparse.Namespace) -> Any:
+def _value(key: str, typed: str) -> Any:
     """The value that was typed, or piped: JSON (bytes as `$binary`), or else the text itself."""
-    key = options.key
-    if options.value == "-":
-        encoded = sys.stdin.buffer.read()
-    else:
-        encoded = options.value.encode(errors="surrogatepass")
+    encoded = sys.stdin.buffer.read() if typed == "-" else typed.encode(errors="surrogatepass")
     try:
         value = orjson.loads(encoded)
         check_integers(encoded)
     except orjson.JSONDecodeError:
         try:
-            return encoded.decode(errors="strict" if options.value == "-" else "surrogatepass")
+            return encoded.decode(errors="strict" if typed == "-" else "surrogatepass")
         except UnicodeDecodeError as error:
             raise InvalidValue(
                 f"cannot store key {shown(key)}: standard input is not UTF-8: {error.reason} at "
@@ -243,25 +287,16 @@ def _value(options: argparse.Namespace) -> Any:
     return restore(value)
 
 
-def _shown_fact(name: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if name == "last_save_time":
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if name in ("keys", "clients", "dirty") else str(value)
-
-
 def _json(value: Any) -> orjson.Fragment:
     """A value as it is on the wire, bytes too."""
     return orjson.Fragment(encode_value("", value))
 
 
-def _write_line(told: Any) -> None:
-    _write(orjson.dumps(told) + b"\n")
+def write_line(told: Any) -> None:
+    """JSON on a line of its own, to stdout."""
+    write(orjson.dumps(told) + b"\n")
 
 
-def _write(data: bytes) -> None:
+def write(data: bytes) -> None:
     """To stdout as it is, whatever the locale; keys and values are UTF-8."""
     sys.stdout.buffer.write(data)

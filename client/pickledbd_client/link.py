@@ -8,13 +8,22 @@ atomic.
 from __future__ import annotations
 
 import contextlib
+import select
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from pickledbd_client.calls import OWN, Call, T
-from pickledbd_client.channel import Channel, ConnectionLostError, Deadline, FirstSent, Session
+from pickledbd_client.channel import (
+    Channel,
+    ConnectionLostError,
+    Deadline,
+    FirstSent,
+    Session,
+    remaining,
+)
 from pickledbd_client.route import Route, generation, leave
 from pickledbd_protocol import (
     COMMANDS,
@@ -82,6 +91,36 @@ class Link:
                     raise reply.error
                 return call.read(reply)
 
+    def parts(self, call: Call[Any]) -> Iterator[Reply]:
+        """The reply to a read, part by part as they come, so that nobody has to hold all of it.
+
+        A daemon that goes away is asked again if nothing of it has come yet; else Unavailable, and
+        what came is void. Raises as `request` does.
+        """
+        deadline = self._route.deadline()
+        session = self._take()
+        begun = ended = False
+        try:
+            while not ended:
+                try:
+                    channel = self._channel(session, deadline, asked=call if begun else None)
+                    for reply in _parts(channel, call, session, deadline):
+                        if reply.error is not None:
+                            raise reply.error
+                        ended = not reply.more
+                        begun = begun or bool(reply.result)
+                        yield reply
+                except ConnectionLostError:
+                    session.close()
+                    if begun or self._closed:
+                        raise self._route.unknown(call, "it went away meanwhile") from None
+                except RequestTimeout:
+                    raise self._route.timed_out(call) from None
+            self._idle.append(session)
+        finally:
+            if not ended:
+                session.close()
+
     def _refusal(self, call: Call[Any], *, was_sent: bool) -> Unavailable | None:
         """Why `call` is not to be asked over another connection, if it is not."""
         if self._closed:
@@ -133,3 +172,30 @@ class Link:
             return self._idle.pop()
         except IndexError:
             return Session()
+
+
+def _parts(
+    channel: Channel, call: Call[Any], session: Session, deadline: Deadline
+) -> Iterator[Reply]:
+    """The replies to one request, to the last; each may take as long as the first."""
+    request_id = session.next_id()
+    left = remaining(deadline)
+    for body in channel.encode(call, session.client, request_id, deadline):
+        channel.send(body)
+    poller = select.poll()
+    poller.register(channel.fileno(), select.POLLIN)
+    more = True
+    while more:
+        replies = channel.received()
+        if not replies:
+            seconds = remaining(deadline)
+            if not poller.poll(None if seconds is None else seconds * 1000) and left is not None:
+                raise RequestTimeout
+            continue
+        for reply in replies:
+            if reply.id != request_id:
+                raise channel.unexpected(reply)
+            more = reply.more
+            yield reply
+        # Not how long it took to do something with that
+        deadline = None if left is None else time.monotonic() + left

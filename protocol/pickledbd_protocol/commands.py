@@ -84,6 +84,10 @@ def _is_ttl(value: Any) -> bool:
     return type(value) is int and 0 < value <= TTL_MS_MAX
 
 
+def _is_ttls(value: Any) -> bool:
+    return type(value) is dict and all(map(_is_ttl, value.values()))
+
+
 def _is_glob(value: Any) -> bool:
     return type(value) is str and len(value) <= GLOB_MAX
 
@@ -112,11 +116,13 @@ VERSION = Kind(_is_version, "a version, a string, or 0")
 COUNT = Kind(_is_count, "an integer from 0 to 2**53 - 1")
 COUNTS = Kind(_is_counts, "an array of integers from 0 to 2**53 - 1")
 TTL = Kind(_is_ttl, "an integer of milliseconds, over 0 and at most 100 years")
+TTLS = Kind(_is_ttls, "an object of keys to such integers of milliseconds as ttl_ms is")
 NAME = Kind(_is_name, f"a string of 1 to {NAME_MAX} characters")
 GLOB = Kind(_is_glob, f"a string of at most {GLOB_MAX} characters")
 
 _TOKEN: dict[str, Kind] = {"token": COUNT}
 _TTL: dict[str, Kind] = {"ttl_ms": TTL}
+_TTLS: dict[str, Kind] = {"ttls": TTLS}
 _SOME: dict[str, Kind] = {"prefix": KEY, "glob": GLOB}
 
 
@@ -178,13 +184,20 @@ COMMANDS: dict[str, Command] = {
         Command("persist", {"key": KEY}, _TOKEN, writes=True, steps=True),
         # many keys, each command all-or-nothing
         Command("get_many", {"keys": KEYS}),
-        Command("set_many", {"items": ITEMS}, _TTL | _TOKEN, writes=True, parts=True, steps=True),
+        Command(
+            "set_many",
+            {"items": ITEMS},
+            _TTL | _TTLS | _TOKEN,
+            writes=True,
+            parts=True,
+            steps=True,
+        ),
         Command("remove_many", {"keys": KEYS}, _TOKEN, writes=True, steps=True),
         # the whole database
         Command("len", whole=True),
         Command("all", {}, _SOME, whole=True),
-        Command("dump", {}, _SOME | {"seq": FLAG}, whole=True),
-        Command("replace", {"items": ITEMS}, _TOKEN, writes=True, whole=True, parts=True),
+        Command("dump", {}, _SOME | {"seq": FLAG, "ttl": FLAG}, whole=True),
+        Command("replace", {"items": ITEMS}, _TTLS | _TOKEN, writes=True, whole=True, parts=True),
         Command("purge", {}, _TOKEN, writes=True, whole=True, steps=True),
         Command("batch", {"steps": STEPS}, _TOKEN, writes=True, whole=True),
         # together: who waits for others, and for what they do
@@ -219,3 +232,8 @@ def check_args(command: Command, args: Any) -> None:
         kind = command.optional[name]
         if not kind.holds(args[name]):
             raise ProtocolError(f"{command.name}: argument {name!r} must be {kind.described}")
+    strange = args["ttls"].keys() - args["items"].keys() if "ttls" in args else ()
+    if strange:
+        raise ProtocolError(
+            f"{command.name}: argument 'ttls' has key {min(strange)[:80]!r}, which 'items' has not"
+        )

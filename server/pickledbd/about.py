@@ -17,7 +17,7 @@ from pickledbd.status import Status
 from pickledbd.store import Store
 from pickledbd_protocol import PROTOCOL_VERSION, ProtocolError, __version__
 
-FEATURES = ["repeats", "parts", "gather", "atomic", "expiry", "locks", "watch", "globs"]
+FEATURES = ["repeats", "parts", "gather", "atomic", "expiry", "locks", "watch", "globs", "ttls"]
 """What this daemon can do beyond the first protocol version 1 (SPEC.md, The first exchange)."""
 
 

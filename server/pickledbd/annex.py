@@ -18,17 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from pickledbd import records
 from pickledbd.disk import close, create, step, sync, write_all
-
-FORMAT = 1
-
-DIGITS = 16
-"""Of the digest, in the name."""
-
-_NUMBER = 0  # as whose journal's its records are encoded: there is none of that number
+from pickledbd_protocol.annex import FORMAT, NUMBER, deadlines, ending, name_of
+from pickledbd_protocol.records import decode
 
 
 @dataclass
@@ -84,7 +76,7 @@ def _read(
     last: dict[str, Any] = {}
     with path.open("rb") as file:
         for line in file:
-            record = records.decode(line, _NUMBER, place)
+            record = decode(line, NUMBER, place)
             if record is None or last:
                 raise DamagedError(f"{path} is damaged at byte {place:,}")
             if "annex" in record:
@@ -113,7 +105,7 @@ class Writing:
 
     def add(self, expires: Mapping[str, int]) -> None:
         """Write some deadlines. DiskError."""
-        self._write({"expires": expires})
+        self._write(deadlines(expires, self._size))
 
     def finish(self, digest: str, locks: Mapping[str, Any], clock: Mapping[str, Any]) -> bool:
         """Put it in its place, as that of the data file of this digest; whether there is one.
@@ -126,7 +118,7 @@ class Writing:
             replaces = path.exists()
         if self._file < 0 and not locks["fence"] and not replaces:
             return False
-        self._write({"annex": FORMAT, "base": digest, **locks, "clock": clock})
+        self._write(ending(digest, locks, clock, self._size))
         with step("fsync of the annex"):
             sync(self._file)
         with step("renaming the annex"):
@@ -152,11 +144,10 @@ class Writing:
             with contextlib.suppress(OSError):
                 self._path.unlink()
 
-    def _write(self, record: Mapping[str, Any]) -> None:
+    def _write(self, line: bytes) -> None:
         if self._file < 0:
             with step("creating the annex"):
                 self._file = create(self._temporary, self._data)
-        line = records.encode([orjson.dumps(record)], _NUMBER, self._size)
         with step("writing the annex"):
             write_all(self._file, line)
         self._size += len(line)
@@ -167,4 +158,4 @@ class Writing:
 
 
 def _path(data: Path, digest: str) -> Path:
-    return data.with_name(f"{data.name}.annex-{digest[:DIGITS]}")
+    return data.with_name(name_of(data.name, digest))

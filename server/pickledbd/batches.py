@@ -12,8 +12,10 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from pickledbd.expiry import deadline_in, living, stamped
+from pickledbd.clock import now_ms
+from pickledbd.expiry import NEVER, deadline_of, deadlines_in, living, stamped
 from pickledbd.table import CHUNK, Table
+from pickledbd.wheel import Wheel
 from pickledbd_protocol import PickleDBError, Request, RequestTimeout, TooLarge, canonical_items
 
 LARGE = 2000
@@ -38,8 +40,12 @@ class Batch:
         self.is_large = False
         self.expires = 0.0
         self.bytes = 0
+        self.wheel: Wheel[str] = Wheel()
+        """Those of them that expire, if they are to be the whole content."""
+        self._is_all = False
         self._single: dict[str, Any] = {}
-        self._deadline: int | None = None
+        self._deadlines: Mapping[str, int] = NEVER
+        self._begun: int | None = None  # when the first message came
         self._error: PickleDBError | None = None
 
     @cached_property
@@ -51,41 +57,54 @@ class Batch:
         """Have the items of a further message."""
         items = request.args["items"]
         self.bytes += request.size
-        if self._deadline is None:
-            self._deadline = deadline_in(request.args)
+        self._is_all = request.command.name == "replace"
+        if self._begun is None:
+            self._begun = now_ms()
+        deadlines = deadlines_in(request.args, self._begun)
         if request.more or self.is_large:
             self.is_large = True
             if self._error is None:
-                for _ in self._encode(items):
+                for _ in self._encode(items, deadlines):
                     pass
         else:
-            self.is_large = len(items) > (LARGE if self._deadline is None else LARGE // 2)
-            self._single = items
+            self.is_large = len(items) > (LARGE // 2 if deadlines else LARGE)
+            self._single, self._deadlines = items, deadlines
 
     def refuse(self, error: PickleDBError) -> None:
         """Have no items, and `error` for all of it, which is told when the last part has come."""
-        self.table = Table()
+        self.table, self.wheel = Table(), Wheel()
         self._single = {}
         self._error = self._error or error
         self.is_large = True
 
     def prepare(self) -> Iterator[None]:
         """Prove and encode what is left, a little at each step. InvalidValue names the key."""
-        yield from self._encode(self._single)
+        yield from self._encode(self._single, self._deadlines)
         if self._error is not None:
             raise self._error
 
-    def _encode(self, items: dict[str, Any]) -> Iterator[None]:
+    def _encode(self, items: dict[str, Any], deadlines: Mapping[str, int]) -> Iterator[None]:
         pairs = iter(items.items())
         try:
             while part := dict(islice(pairs, CHUNK)):
-                texts = list(canonical_items(part).values())
-                if self._deadline is not None:
-                    texts = [stamped(text, self._deadline) for text in texts]
-                self.table.extend(list(part), texts)
+                texts = canonical_items(part)
+                if deadlines:
+                    texts = {key: stamped(t, deadlines.get(key)) for key, t in texts.items()}
+                if self._is_all and (deadlines or self.wheel.used):
+                    self._turn_wheel(texts)
+                self.table.extend(list(texts), list(texts.values()))
                 yield
         except PickleDBError as error:
             self._error = error
+
+    def _turn_wheel(self, values: Mapping[str, bytes]) -> None:
+        """Have those in the wheel that expire, before these values are in the table."""
+        for key, value in values.items():
+            before, at = self.table.get(key), deadline_of(value)
+            if before is not None and not before[0]:
+                self.wheel.discard(key, deadline_of(before) or 0)
+            if at is not None:
+                self.wheel.add(key, at)
 
     def parts(self) -> Iterator[tuple[dict[str, bytes], Mapping[str, int]]]:
         """Its items and their deadlines, some at a time."""

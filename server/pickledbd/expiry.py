@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
 from pickledbd.clock import now_ms
 
 STAMP_BYTES = 8
+
+NEVER: Mapping[str, int] = MappingProxyType({})
+"""The deadlines of keys none of which expires."""
 
 
 def stamped(text: bytes, deadline: int | None) -> bytes:
@@ -48,9 +52,19 @@ def deadline_in(args: Mapping[str, Any]) -> int | None:
     return now_ms() + 1 + args["ttl_ms"] if "ttl_ms" in args else None
 
 
-def left_ms(deadline: int) -> int:
-    """What is left until then of what `deadline_in` was told."""
-    return deadline - 1 - now_ms()
+def deadlines_in(args: Mapping[str, Any], now: int) -> Mapping[str, int]:
+    """The same of those items that expire, where there are several, of what came at `now`."""
+    deadlines: dict[str, int] = {}
+    if "ttl_ms" in args:
+        deadlines = dict.fromkeys(args["items"], now + 1 + args["ttl_ms"])
+    for key, ttl_ms in args.get("ttls", NEVER).items():
+        deadlines[key] = now + 1 + ttl_ms
+    return deadlines
+
+
+def left_ms(deadline: int, now: int) -> int:
+    """What is left at `now` of what `deadline_in` was told."""
+    return deadline - 1 - now
 
 
 def is_due(value: bytes) -> bool:
@@ -89,7 +103,7 @@ def living(content: Stored, now: int) -> Iterator[Piece]:
 
 def without(content: Stored) -> Iterator[Piece]:
     """The same where nothing expires."""
-    return ((keys, values, {}) for keys, values in content)
+    return ((keys, values, NEVER) for keys, values in content)
 
 
 _first = itemgetter(0)

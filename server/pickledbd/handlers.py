@@ -8,14 +8,15 @@ instead, and gives its results in parts, with empty ones where there is nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from math import isfinite
 from typing import Any
 
 import orjson
 
-from pickledbd.expiry import Piece, deadline_in, left_ms
+from pickledbd.clock import now_ms
+from pickledbd.expiry import Piece, deadline_in, deadlines_in, left_ms
 from pickledbd.globs import matcher
 from pickledbd.records import entries
 from pickledbd.store import Store
@@ -145,7 +146,9 @@ def ttl(store: Store, args: Args) -> bytes:
     if key not in store:
         return b"{}"
     deadline = store.deadline(key)
-    return b'{"ttl_ms":null}' if deadline is None else b'{"ttl_ms":%d}' % left_ms(deadline)
+    return (
+        b'{"ttl_ms":null}' if deadline is None else b'{"ttl_ms":%d}' % left_ms(deadline, now_ms())
+    )
 
 
 def expire(store: Store, args: Args) -> bytes:
@@ -174,7 +177,7 @@ def get_many(store: Store, args: Args) -> bytes:
 
 
 def set_many(store: Store, args: Args) -> bytes:
-    store.set_many(canonical_items(args["items"]), deadline_in(args))
+    store.set_many(canonical_items(args["items"]), deadlines_in(args, now_ms()))
     return b"{}"
 
 
@@ -190,7 +193,7 @@ def len_(store: Store, _args: Args) -> bytes:
 def replace(store: Store, args: Args) -> bytes:
     items = canonical_items(args["items"])
     store.clear()
-    store.set_many(items)
+    store.set_many(items, deadlines_in(args, now_ms()))
     return b"{}"
 
 
@@ -246,22 +249,35 @@ HANDLERS: dict[str, Callable[[Store, Args], bytes]] = {
 
 
 def all_(content: Iterable[Piece], args: Args, _sequence: int) -> Iterator[bytes]:
-    texts = (orjson.dumps(list(keys))[1:-1] for keys, _ in _some(content, args))
+    texts = ((orjson.dumps(list(keys))[1:-1],) for keys, _, _ in _some(content, args))
     return _in_parts(b'{"keys":[%b]}', texts)
 
 
 def dump(content: Iterable[Piece], args: Args, sequence: int) -> Iterator[bytes]:
-    texts = (entries(keys, values) for keys, values in _some(content, args))
-    last = b'{"items":{%%b},"seq":%d}' % sequence if args.get("seq") else None
-    return _in_parts(b'{"items":{%b}}', texts, last)
+    some = _some(content, args)
+    members = b'"items":{%b}'
+    texts: Iterable[tuple[bytes, ...]]
+    if args.get("ttl"):
+        members += b',"ttl_ms":{%b}'
+        now = now_ms()
+        texts = ((entries(keys, values), _ttls(ends, now)) for keys, values, ends in some)
+    else:
+        texts = ((entries(keys, values),) for keys, values, _ in some)
+    last = b'{%b,"seq":%d}' % (members, sequence) if args.get("seq") else None
+    return _in_parts(b"{%b}" % members, texts, last)
 
 
-def _some(content: Iterable[Piece], args: Args) -> Iterator[tuple[Iterable[str], Iterable[bytes]]]:
+def _ttls(deadlines: Mapping[str, int], now: int) -> bytes:
+    """How long these keys live at `now`, as members of an object; at least as long as is told."""
+    return orjson.dumps({key: max(1, left_ms(at, now)) for key, at in deadlines.items()})[1:-1]
+
+
+def _some(content: Iterable[Piece], args: Args) -> Iterator[Piece]:
     """The keys that are asked for, and their values, after not too long a search at a time."""
     wanted = _wanted(args)
-    for keys, values, _ in content:
+    for keys, values, deadlines in content:
         if wanted is None:
-            yield keys, values
+            yield keys, values, deadlines
             continue
         found: dict[str, bytes] = {}
         looked = 0
@@ -271,9 +287,15 @@ def _some(content: Iterable[Piece], args: Args) -> Iterator[tuple[Iterable[str],
                 found[key] = value
             looked += len(key)
             if looked >= LOOKED_AT_ONCE:
-                yield found.keys(), found.values()
+                yield _piece(found, deadlines)
                 found, looked = {}, 0
-        yield found.keys(), found.values()
+        yield _piece(found, deadlines)
+
+
+def _piece(found: dict[str, bytes], deadlines: Mapping[str, int]) -> Piece:
+    """These items, and of `deadlines` theirs."""
+    own = {key: deadlines[key] for key in found if key in deadlines} if deadlines else deadlines
+    return found.keys(), found.values(), own
 
 
 def _wanted(args: Args) -> Callable[[str], bool] | None:
@@ -286,20 +308,27 @@ def _wanted(args: Args) -> Callable[[str], bool] | None:
 
 
 def _in_parts(
-    template: bytes, texts: Iterable[bytes], last: bytes | None = None
+    template: bytes, pieces: Iterable[tuple[bytes, ...]], last: bytes | None = None
 ) -> Iterator[bytes]:
-    part: list[bytes] = []
+    """Replies of about PART_BYTES. A piece has a text for each place in the template."""
+    part: list[tuple[bytes, ...]] = []
     size = 0
-    for text in texts:
+
+    def filled(form: bytes) -> bytes:
+        places = form.count(b"%b")
+        columns = zip(*part, strict=True) if part else [()] * places
+        return form % tuple(b",".join(filter(None, column)) for column in columns)
+
+    for piece in pieces:
         if size >= PART_BYTES:
-            yield template % b",".join(part)
+            yield filled(template)
             part, size = [], 0
         else:
             yield b""
-        if text:
-            part.append(text)
-            size += len(text)
-    yield (last or template) % b",".join(part)
+        if piece[0]:
+            part.append(piece)
+            size += sum(map(len, piece))
+    yield filled(last or template)
 
 
 Reader = Callable[[Iterable[Piece], Args, int], Iterator[bytes]]

@@ -97,7 +97,7 @@ class Large:
             raise self._saver.refusal(why, in_doubt=in_doubt)
         if not self._journal.appends:
             self._demand(request)
-        self._store.adopt(batch.table, clear=clear)
+        self._store.adopt(batch.table, clear=clear, wheel=batch.wheel)
         self._retries.remember(answer)
 
     def _write_parts(self, batch: Batch) -> Task[None]:

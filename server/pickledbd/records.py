@@ -1,20 +1,11 @@
-r"""The journal's records as bytes. SPEC.md, The journal, is its prose. No I/O.
+"""The texts of the journal's records. SPEC.md, The journal, is their prose. No I/O.
 
-A record is one line: the length of its text and a CRC-32, each as eight hexadecimal digits and a
-space, then the text, one JSON object in UTF-8 without raw newlines, then a newline. So no byte of
-a journal is ever NUL, and what the disk never wrote (blocks of NULs) can be told from damage. The
-checksum covers which journal it is and the place in it: a record is none anywhere else.
-
-The functions that are named after a record return its text; `encode` makes lines of texts.
-
-The invariant that is fuzzed: whatever the line, `decode` returns the object that was encoded for
-just that place, or None.
+The functions that are named after a record return its text; `encode` makes lines of texts
+(pickledbd_protocol.records).
 """
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -23,23 +14,31 @@ from typing import Any
 import orjson
 
 from pickledbd import clock
+from pickledbd_protocol.records import HEADER_BYTES, LENGTH_MAX, decode, encode, form
+
+__all__ = [
+    "FORMAT",
+    "HEADER_BYTES",
+    "LENGTH_MAX",
+    "NOT_KEPT",
+    "READABLE",
+    "Answer",
+    "answer_of",
+    "based_on",
+    "decode",
+    "effects",
+    "encode",
+    "entries",
+    "form",
+    "head",
+    "synced",
+]
 
 FORMAT = 2
 """The version of the journal's format, told in the head of each."""
 
 READABLE = (1, FORMAT)
 """The formats that are read: the first knew only keys and values."""
-
-_LENGTH = b"%08x"
-_RECORD = b"%b %08x %b\n"
-HEADER_BYTES = 18
-LENGTH_MAX = 2**32 - 1
-assert all(  # noqa: S101 - the format's own
-    len(_RECORD % (_LENGTH % number, number, b"")) == HEADER_BYTES + 1 for number in (0, LENGTH_MAX)
-)
-
-_HEADER_PATTERN = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{8}) ")
-
 
 NOT_KEPT = b"null"
 """Stands for an answer that was given up: its write was applied, what it returned is gone."""
@@ -56,57 +55,6 @@ class Answer:
     budget_ms: int
     """For how long after that its client may ask again."""
     result: bytes
-
-
-def encode(texts: Iterable[bytes], number: int, place: int) -> bytes:
-    """Records with these texts, as they stand in the journal `number` from the byte `place` on."""
-    lines = []
-    for text in texts:
-        length = _LENGTH % len(text)
-        line = _RECORD % (length, _checksum(length, text, number, place), text)
-        lines.append(line)
-        place += len(line)
-    return b"".join(lines)
-
-
-def decode(line: bytes, number: int, place: int) -> dict[str, Any] | None:
-    """The object in one line (with its newline), or None if it is not just what was encoded."""
-    split = _split(line)
-    if split is None:
-        return None
-    length, checksum, text = split
-    return _object(text) if int(checksum, 16) == _checksum(length, text, number, place) else None
-
-
-def form(line: bytes) -> dict[str, Any] | None:
-    """The object in a line that has the form of a record, whatever its checksum.
-
-    Where the two differ, something has changed since it was written: what the disk did not write
-    is NUL, or missing, and so has not the form.
-    """
-    split = _split(line)
-    return None if split is None else _object(split[2])
-
-
-def _split(line: bytes) -> tuple[bytes, bytes, bytes] | None:
-    """The digits of the length and of the checksum, and a text of that length."""
-    header = _HEADER_PATTERN.match(line)
-    text = line[HEADER_BYTES:-1]
-    if header is None or not line.endswith(b"\n") or int(header[1], 16) != len(text):
-        return None
-    return header[1], header[2], text
-
-
-def _object(text: bytes) -> dict[str, Any] | None:
-    try:
-        found = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _checksum(length: bytes, text: bytes, number: int, place: int) -> int:
-    return zlib.crc32(text, zlib.crc32(b"%x %x %b " % (number, place, length)))
 
 
 def head(

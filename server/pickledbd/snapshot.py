@@ -33,6 +33,14 @@ from pickledbd.expiry import Piece, stamped
 from pickledbd.records import entries as members
 from pickledbd.table import Table
 from pickledbd_protocol import InvalidValue, check_integers, shown
+from pickledbd_protocol.data_file import (
+    EMPTY,
+    HEAD,
+    SEPARATOR,
+    TAIL,
+    NotThisLayoutError,
+    blocks,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +60,6 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """How a file system tells that it has no hard links, or no further ones."""
 
 _NOTHING: Mapping[str, int] = MappingProxyType({})
-
-_HEAD, _SEPARATOR, _TAIL = b"{\n", b",\n", b"\n}\n"
 
 Identity = tuple[int, int, int]
 
@@ -109,7 +115,7 @@ class DataFile:
                 known = _identity(os.fstat(file.fileno()))
                 try:
                     _load_blocks(file, table, digest, told)
-                except _NotOurLayoutError:
+                except NotThisLayoutError:
                     file.seek(0)
                     table, digest = Table(), _new_hash()
                     _load_whole(file, table, digest, told)
@@ -317,10 +323,6 @@ class Writing:
         self._file = -1
 
 
-class _NotOurLayoutError(Exception):
-    """Not entries on lines of their own; it may still be JSON."""
-
-
 class _ContentError(Exception):
     """JSON, but not what a pickleDB file holds."""
 
@@ -328,39 +330,30 @@ class _ContentError(Exception):
 def _load_blocks(
     file: BinaryIO, table: Table, digest: Hash, progress: Callable[[int], None]
 ) -> None:
-    """Read a file of one entry a line, a block of lines at a time.
+    """Read a file of one entry a line, a block of lines at a time."""
+    done = told = 0
 
-    A cut at a line's end between two entries is safe whatever the file: no JSON string holds a
-    raw newline, and the first block starts inside the outermost object, so as long as each
-    block is an object when put into braces, each cut was between two of that object's members.
-    """
-    if file.read(len(_HEAD)) != _HEAD:
-        raise _NotOurLayoutError
-    digest.update(_HEAD)
-    pending = bytearray()
-    done = told = len(_HEAD)
-    while chunk := file.read(BLOCK):
-        digest.update(chunk)
-        done += len(chunk)
-        start = max(0, len(pending) - 1)
-        pending += chunk
-        cut = pending.rfind(_SEPARATOR, start)
-        if cut >= 0:
-            _add_block(table, b"{%s}" % pending[:cut])
-            del pending[: cut + len(_SEPARATOR)]
-        if done - told >= PROGRESS_BYTES:
-            told = done
-            progress(done)
-    _add_block(table, b"{%s" % pending)
+    def chunks() -> Iterator[bytes]:
+        nonlocal done, told
+        while chunk := file.read(BLOCK):
+            digest.update(chunk)
+            done += len(chunk)
+            yield chunk
+            if done - told >= PROGRESS_BYTES:
+                told = done
+                progress(done)
+
+    for block in blocks(chunks()):
+        _add_block(table, block)
 
 
 def _add_block(table: Table, block: bytes) -> None:
     try:
         entries = orjson.loads(block)
     except orjson.JSONDecodeError:
-        raise _NotOurLayoutError from None
+        raise NotThisLayoutError from None
     if not entries:  # between two separators, or after the last, there has to be an entry
-        raise _NotOurLayoutError
+        raise NotThisLayoutError
     check_integers(block)
     _add(table, entries)
 
@@ -435,12 +428,12 @@ def texts(content: Iterable[Piece]) -> Iterator[tuple[bytes, Mapping[str, int]]]
 
     Each entry stands on a line of its own.
     """
-    separator = _HEAD
+    separator = HEAD
     for keys, values, deadlines in content:
-        text = members(keys, values, _SEPARATOR)
+        text = members(keys, values, SEPARATOR)
         if text:
             yield separator + text, deadlines
-            separator = _SEPARATOR
+            separator = SEPARATOR
         else:
             yield b"", {}
-    yield b"{}\n" if separator is _HEAD else _TAIL, {}
+    yield EMPTY if separator is HEAD else TAIL, {}

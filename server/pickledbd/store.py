@@ -27,6 +27,7 @@ from pickledbd import watches
 from pickledbd.clock import now_ms
 from pickledbd.counters import Counters
 from pickledbd.expiry import (
+    NEVER,
     Piece,
     deadline_of,
     is_due,
@@ -147,22 +148,23 @@ class Store:
             values = [v if v is None or v[0] else text_at(v, now) for v in values]
         return values
 
-    def set_many(self, items: dict[str, bytes], deadline: int | None = None) -> None:
+    def set_many(self, items: dict[str, bytes], deadlines: Mapping[str, int] = NEVER) -> None:
+        """Have these values, until their deadlines where there are some."""
         # A key that is due and set again is a new one
         if self._adopted is not None or self.behind:
             for key, value in items.items():
-                self.set(key, value, deadline)
+                self.set(key, value, deadlines.get(key))
             return
-        if deadline is not None:
-            items = {key: stamped(text, deadline) for key, text in items.items()}
+        if deadlines:
+            items = {key: stamped(text, deadlines.get(key)) for key, text in items.items()}
         table = self._table
         befores = table.update(items)
         self._log.append(Change(table, many=items, befores=befores, count=self.changes))
         self.changes += len(items)
         self.counters.changed_many(items, len(items))
-        if deadline is not None or self._wheel.used:
+        if deadlines or self._wheel.used:
             for key, before in zip(items, befores, strict=True):
-                self._turn_wheel(key, before, deadline)
+                self._turn_wheel(key, before, deadlines.get(key))
 
     def set(self, key: str, text: bytes, deadline: int | None = None) -> None:
         """Have the value of this text, until `deadline` if there is one."""
@@ -409,11 +411,18 @@ class Store:
         """Whether an adopted batch is not in the table yet."""
         return self._adopted is not None
 
-    def adopt(self, batch: Table, *, clear: bool, expiring: Iterable[str] = ()) -> None:
+    def adopt(
+        self,
+        batch: Table,
+        *,
+        clear: bool,
+        expiring: Iterable[str] = (),
+        wheel: Wheel[str] | None = None,
+    ) -> None:
         """Have all entries of `batch`, a table for the store alone, at once and committed.
 
-        `clear`: and nothing else; then `expiring` are those keys whose values have a deadline.
-        Not while folding, and not while changes are uncommitted.
+        `clear`: and nothing else; then those keys whose values have a deadline are `expiring`, or
+        in the `wheel`. Not while folding, and not while changes are uncommitted.
         """
         count = len(batch)
         told: Iterable[watches.Change] = chain.from_iterable(map(_set_to, batch.chunks()))
@@ -422,7 +431,7 @@ class Store:
             told = chain(_removed(self._table), told)
             self.counters.all_changed()
             self._garbage += [self._table, self._wheel]
-            self._table, self._wheel = batch, Wheel()
+            self._table, self._wheel = batch, Wheel() if wheel is None else wheel
             self._last = LastKey(self._table)
             self._expect(expiring)
         else:

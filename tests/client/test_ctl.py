@@ -11,20 +11,8 @@ import sys
 
 import pytest
 
+from commanding import ctl
 from support import PATIENCE
-
-
-def ctl(*args, stdin="", env=None, text=True):
-    ended = subprocess.run(
-        [sys.executable, "-m", "pickledbd_client.ctl", *map(str, args)],
-        input=stdin if text or isinstance(stdin, bytes) else stdin.encode(),
-        capture_output=True,
-        text=text,
-        timeout=PATIENCE,
-        check=False,
-        env={**os.environ, **(env or {})},
-    )
-    return ended.returncode, ended.stdout, ended.stderr
 
 
 @pytest.fixture

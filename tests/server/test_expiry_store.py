@@ -127,6 +127,9 @@ class Expiring(RuleBasedStateMachine):
     def deadline(self, ttl):
         return None if ttl is None else self.clock.now + ttl
 
+    def deadlines(self, keys, ttl):
+        return {} if ttl is None else dict.fromkeys(keys, self.clock.now + ttl)
+
     # What is done
 
     @rule(by=st.one_of(st.integers(0, 6), st.sampled_from([FAR_MS, 3 * FAR_MS])))
@@ -140,7 +143,7 @@ class Expiring(RuleBasedStateMachine):
 
     @rule(items=items, ttl=st.none() | ttls)
     def set_many(self, items, ttl):
-        self.store.set_many(items, self.deadline(ttl))
+        self.store.set_many(items, self.deadlines(items, ttl))
         for key, text in items.items():
             self.put(key, text, self.deadline(ttl))
 
@@ -530,7 +533,7 @@ def test_what_reads_all_goes_on_in_steps_where_all_keys_are_due(clock):
     """Or it would hold everybody up, who wait just then, since so many expire at once."""
     many = {f"k{n}": b"1" for n in range(300)}
     store = Store()
-    store.set_many(many, clock.now + 1)
+    store.set_many(many, dict.fromkeys(many, clock.now + 1))
     store.commit()
     clock.now += 1
     ways = {

@@ -481,7 +481,8 @@ class Fed:
             return
         for key, text in items.items():
             self.will_set(key, text)
-        self.store.set_many(items, self.deadline(life))
+        deadline = self.deadline(life)
+        self.store.set_many(items, {} if deadline is None else dict.fromkeys(items, deadline))
 
     def remove(self, key):
         if self.there(key):
