@@ -124,18 +124,24 @@ class Claim:
     `private`: in a directory of its own, made if missing, that only this user can enter.
     It has the listening socket. For ipc it holds a lock beside that, and knows the file that was
     bound, so that it can tell when somebody removed it and removes only its own.
+
+    `passed`: a socket that listens there already, and is somebody else's to bind and to remove
+    (`activation`). It is only used.
     """
 
-    def __init__(self, endpoint: str, *, private: bool = False) -> None:
+    def __init__(
+        self, endpoint: str, *, private: bool = False, passed: socket.socket | None = None
+    ) -> None:
         check(endpoint)
         self.endpoint = endpoint
         self._private = private
         if private:
             _make_private_directory(self._path.parent)
         self._lock: Ownership | None = None
-        self._socket: socket.socket | None = None
+        self._socket = passed
+        self._passed = passed is not None
         self._bound: tuple[int, int] | None = None
-        if not endpoint.startswith("ipc://"):
+        if self._passed or not endpoint.startswith("ipc://"):
             return
         path = self._path
         try:
@@ -157,6 +163,8 @@ class Claim:
 
     def listen(self) -> str:
         """Have a listening socket; the endpoint as clients reach it. CannotServe."""
+        if self._passed:
+            return self.endpoint
         self._close()
         try:
             self._socket = self._listen_unix() if self._lock else self._listen_tcp()
