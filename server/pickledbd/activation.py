@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 
 from pickledbd.endpoints import CannotServe, Claim
 
@@ -16,8 +17,8 @@ FIRST = 3
 """The first descriptor that is passed (SD_LISTEN_FDS_START of <systemd/sd-daemon.h>)."""
 
 
-def passed() -> list[Claim]:
-    """The sockets that were passed to this process, if any. CannotServe if one is unfit.
+def passed() -> Iterator[Claim]:
+    """The sockets that were passed to this process, if any. CannotServe at one that is unfit.
 
     What the environment tells of them is removed there: it is for this process alone.
     """
@@ -25,12 +26,10 @@ def passed() -> list[Claim]:
         os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
     )
     if pid != str(os.getpid()) or not count.isdecimal():
-        return []
+        return
     told = dict(enumerate(names.split(":"), FIRST))
-    return [
-        _claim(descriptor, told.get(descriptor) or "unknown")
-        for descriptor in range(FIRST, FIRST + int(count))
-    ]
+    for descriptor in range(FIRST, FIRST + int(count)):
+        yield _claim(descriptor, told.get(descriptor) or "unknown")
 
 
 def _claim(descriptor: int, name: str) -> Claim:

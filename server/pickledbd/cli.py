@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A client that starts a daemon hears whether it serves, and why not: nothing else, and later
     # nothing at all
     level = logging.CRITICAL if options.detach else logging.INFO
+    if not options.detach:
+        faulthandler.enable()  # where it was, when the watchdog or libzmq aborts it
     logging.basicConfig(stream=sys.stderr, level=level, format="pickledbd: %(message)s")
     try:
         if options.check:
@@ -108,22 +111,30 @@ def _start(
     stack.callback(owner.release)
     owner.announce({"pid": os.getpid(), "state": "starting"})
 
-    claims = activation.passed()
+    claims: list[Claim] = []
+    for passed in activation.passed():
+        claims.append(passed)
+        stack.callback(passed.release)
     private = not (options.bind or claims)
-    for claim in claims:
-        stack.callback(claim.release)
     for endpoint in [private_endpoint(path)] if private else dict.fromkeys(options.bind):
-        claims.append(Claim(endpoint, private=private))
-        stack.callback(claims[-1].release)
+        if endpoint not in (claim.endpoint for claim in claims):
+            claims.append(Claim(endpoint, private=private))
+            stack.callback(claims[-1].release)
 
     status = Status(location=str(path), request_bytes=options.max_request * MIB)
     file = DataFile(path, options.backups)
     size = file.on_disk()
 
+    def announce(state: str, **more: object) -> None:
+        told = {"pid": os.getpid(), "state": state, **more}
+        owner.announce(told)
+        for claim in claims:
+            claim.announce(told)
+
     def progress(what: str, done: int) -> None:
         if signals.received:
             raise _Stopped
-        owner.announce({"pid": os.getpid(), "state": "loading", "bytes": done})
+        announce("loading", bytes=done)
         of = f" of {size / MIB:.0f}" if what == path.name else ""
         notifier.progress(
             f"loading: {what}, {done / MIB:.0f}{of} MiB",
@@ -161,7 +172,7 @@ def _start(
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     status.endpoints = loop.bind()
-    owner.announce({"pid": os.getpid(), "state": "serving", "endpoints": status.endpoints})
+    announce("serving", endpoints=status.endpoints)
     where = " and ".join(status.endpoints)
     with contextlib.suppress(OSError):  # whoever would have read it has gone
         print(f"pickledbd: serving {path} ({engine.keys} keys) at {where}", flush=True)  # noqa: T201 - the ready line

@@ -113,14 +113,18 @@ def _value(action: argparse.Action, value: object, default: object) -> object:
     return _single(action, value)
 
 
-def _single(action: argparse.Action, value: Any) -> object:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        _demand(value, str if action.type is None else float)
-    try:
-        made = action.type(str(value)) if callable(action.type) else value
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{value!r} is not fit") from None
-    _demand(value, float if type(made) in (int, float) else str)
+def _single(action: argparse.Action, value: object) -> object:
+    made = value
+    kind: type = str
+    if callable(action.type):
+        if type(value) not in (str, int, float):
+            _demand(value, float)
+        try:
+            made = action.type(str(value))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{value!r} is not fit") from None
+        kind = float if type(made) in (int, float) else str
+    _demand(value, kind)
     if action.choices is not None and made not in action.choices:
         raise argparse.ArgumentTypeError(
             f"{value!r} is none of {', '.join(map(str, action.choices))}"

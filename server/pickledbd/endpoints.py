@@ -15,6 +15,7 @@ import socket
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd_protocol.counters import COUNTERS_SUFFIX
@@ -141,7 +142,13 @@ class Claim:
         self._socket = passed
         self._passed = passed is not None
         self._bound: tuple[int, int] | None = None
-        if self._passed or not endpoint.startswith("ipc://"):
+        if not endpoint.startswith("ipc://"):
+            return
+        if self._passed:
+            # Nobody needs it but clients that wait: it tells them that the daemon gets on
+            with contextlib.suppress(AlreadyOwnedError, OSError):
+                self._lock = Ownership(self._path)
+                self._lock.announce({"pid": os.getpid(), "state": "starting"})
             return
         path = self._path
         try:
@@ -155,7 +162,13 @@ class Claim:
         except BaseException:
             self._lock.release()
             raise
-        self._lock.announce({"pid": os.getpid()})
+        self._lock.announce({"pid": os.getpid(), "state": "starting"})
+
+    def announce(self, told: dict[str, Any]) -> None:
+        """Tell those who find the socket, but nobody who answers there, how far the daemon is."""
+        if self._lock:
+            with contextlib.suppress(OSError):  # they wait, but not as long
+                self._lock.announce(told)
 
     @property
     def _path(self) -> Path:
