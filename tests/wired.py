@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 from pickledbd import cli
 from pickledbd.counters import Counters
+from pickledbd.notify import Notifier
 from pickledbd.options import parser
 from pickledbd.ownership import Ownership
 from pickledbd.snapshot import DataFile
@@ -37,6 +38,7 @@ class Wired:
             owner=self.owner,
             status=Status(location=str(path), request_bytes=2**20),
             signals=SimpleNamespace(wake=lambda: None),
+            notifier=Notifier(),
             counters=Counters(),
             progress=lambda *told: self.progress.append(told),
         )

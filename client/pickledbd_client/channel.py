@@ -44,6 +44,7 @@ KEEPALIVE = (60, 15)
 """Seconds until a silent tcp connection is probed, and between the probes."""
 
 _FIRST_PATIENCE = 0.2  # seconds for a connection and its handshake, before another is tried
+_CROWDED_SECONDS = 0.05  # until it is tried again where as many wait as the system lets
 
 Deadline = float | None
 """A time.monotonic() at which to give up; None for never."""
@@ -69,12 +70,16 @@ _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 
 class NobodyThereError(Exception):
-    """No daemon could be connected to, for the reason `why`; `forbidden`: to this user."""
+    """No daemon could be connected to, for the reason `why`.
 
-    def __init__(self, why: str, *, forbidden: bool = False) -> None:
+    `forbidden`: to this user. `left`: one was, which ended; the next one may have its socket.
+    """
+
+    def __init__(self, why: str, *, forbidden: bool = False, left: bool = False) -> None:
         super().__init__(why)
         self.why = why
         self.forbidden = forbidden
+        self.left = left
 
 
 class ConnectionLostError(Exception):
@@ -98,7 +103,7 @@ def _knock(endpoint: str, deadline: Deadline) -> None:
         if scheme == "ipc":
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(timeout)
-                probe.connect(address)
+                _connect_waiting(probe, address, deadline)
         else:
             host, _, port = address.rpartition(":")
             with socket.create_connection((host.strip("[]"), int(port)), timeout) as probe:
@@ -108,12 +113,26 @@ def _knock(endpoint: str, deadline: Deadline) -> None:
                     raise ConnectionRefusedError(
                         errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)
                     )
-    except (TimeoutError, BlockingIOError):
+    except TimeoutError:
         raise RequestTimeout from None
     except OSError as error:
         raise NobodyThereError(
             error.strerror or str(error), forbidden=isinstance(error, PermissionError)
         ) from None
+
+
+def _connect_waiting(probe: socket.socket, address: str, deadline: Deadline) -> None:
+    """Connect; where nobody accepts and the queue is full, wait for a place in it.
+
+    With a timeout a socket does not wait for that by itself, as connect(2) tells of AF_UNIX.
+    """
+    while True:
+        try:
+            return probe.connect(address)
+        except BlockingIOError:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError from None
+            time.sleep(_CROWDED_SECONDS)
 
 
 class Session:
@@ -173,7 +192,7 @@ class Channel:
             self.greet(session, deadline)
         except ConnectionLostError:
             self.close()
-            raise NobodyThereError("it closed the connection") from None
+            raise NobodyThereError("it closed the connection", left=True) from None
         except BaseException:
             self.close()
             raise
@@ -219,6 +238,7 @@ class Channel:
                 self._socket.linger = 0
                 self._socket.immediate = True
                 self._socket.reconnect_ivl = -1
+                self._socket.handshake_ivl = 0  # a daemon that is loading may take its time
                 self._socket.rcvtimeo = int(SOON_SECONDS * 1000)
                 self._socket.sndhwm = self._socket.rcvhwm = 0
                 self._socket.ipv6 = "[" in self.endpoint  # else localhost would be ::1 alone

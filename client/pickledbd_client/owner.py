@@ -62,6 +62,12 @@ def reach_owner(
         time.sleep(_RETRY_SECONDS)
 
 
+def starting(path: Path) -> dict[str, Any]:
+    """What a daemon that is not ready yet tells beside `path`, its data or socket; else {}."""
+    told = _told(path)
+    return told if told.get("state") in _STARTING and not is_free(path) else {}
+
+
 def _try(
     endpoint: str, path: Path, session: Session, *, told: dict[str, Any], deadline: Deadline
 ) -> Channel | str:

@@ -16,7 +16,7 @@ from typing import Any
 from pickledbd_client.cache import Cache
 from pickledbd_client.calls import OWN, Call
 from pickledbd_client.channel import Channel, Deadline, NobodyThereError, Session
-from pickledbd_client.owner import reach_owner
+from pickledbd_client.owner import STARTING_SECONDS, reach_owner, starting
 from pickledbd_protocol import COMMANDS, NotAllowed, PickleDBError, RequestTimeout, Unavailable
 
 DEFAULT_ENDPOINT = "ipc:///run/pickledbd/default.sock"
@@ -116,7 +116,7 @@ class Route:
                     once=once,
                 )
             else:
-                channel = _connect_endpoint(self.target, session, deadline, first=first or once)
+                channel = _connect_endpoint(self.target, session, deadline, first=first, once=once)
         except RequestTimeout as timeout:
             raise Unavailable(
                 f"the daemon of {self.target} accepts connections but did not answer within "
@@ -168,16 +168,30 @@ class Route:
 
 
 def _connect_endpoint(
-    endpoint: str, session: Session, deadline: Deadline, *, first: bool
+    endpoint: str, session: Session, deadline: Deadline, *, first: bool, once: bool
 ) -> Channel:
-    """A channel to `endpoint`. A daemon that was there before and is gone is waited for."""
+    """A channel to `endpoint`. A daemon that was there before and is gone is waited for.
+
+    So is, the `first` time, one that ends just now, and one that tells that it is loading, as long
+    as it gets on with that. `once`: nobody is waited for.
+    """
+    path = Path(endpoint.removeprefix("ipc://"))
+    may_be_told = first and endpoint.startswith("ipc://")
+    seen: dict[str, Any] = {}
     while True:
+        told = starting(path) if may_be_told else {}
+        if told not in ({}, seen) and deadline is not None:
+            seen, deadline = told, max(deadline, time.monotonic() + STARTING_SECONDS)
         try:
             return Channel(endpoint, session, deadline)
+        except RequestTimeout:
+            if not may_be_told or starting(path) in ({}, seen):
+                raise
         except NobodyThereError as error:
             if error.forbidden:
                 raise NotAllowed(f"not allowed to connect to {endpoint}: {error.why}") from None
-            if first or (deadline is not None and time.monotonic() > deadline):
+            gone = once or (first and not (error.left or told))
+            if gone or (deadline is not None and time.monotonic() > deadline):
                 raise Unavailable(
                     f"no daemon at {endpoint}: {error.why}; "
                     f"start one with: pickledbd LOCATION --bind {endpoint}"

@@ -1,6 +1,7 @@
 """What the daemon tells of itself: to whoever connects, and to who asks.
 
-May live here: the answers to `hello` and `info` (SPEC.md). All of it is known by others.
+May live here: the answers to `hello` and `info` (SPEC.md), and the line that a service manager
+shows. All of it is known by others.
 """
 
 from __future__ import annotations
@@ -80,3 +81,22 @@ class About:
         if reset:
             status.longest_slice_ms = 0.0
         return told
+
+    def line(self) -> str:
+        """What there is, and how it goes, for who asks `systemctl status`."""
+        status, refusing = self._status, self._saver.refusing
+        saved = "no save yet"
+        if status.last_save_error is not None:
+            saved = f"the last save failed: {status.last_save_error}"
+        elif status.last_save_time is not None:
+            at = time.localtime(status.last_save_time)
+            saved = f"saved at {time.strftime('%Y-%m-%d %H:%M:%S %Z', at)}"
+        parts = [
+            f"{len(self._store):,} keys",
+            f"{status.clients:,} clients",
+            f"{self._saver.dirty:,} unsaved changes",
+            saved,
+        ]
+        if refusing is not None:
+            parts.insert(0, f"writes are refused: {refusing}")
+        return "; ".join(parts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -15,14 +16,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pickledbd import activation, config
 from pickledbd.checking import check
 from pickledbd.counters import Counters
 from pickledbd.endpoints import CannotServe, Claim, counters_path, is_utf8, private_endpoint
 from pickledbd.engine import Engine
 from pickledbd.journal import Journal
 from pickledbd.loop import Loop
-from pickledbd.notify import EXTEND_USEC, notify
-from pickledbd.options import parser
+from pickledbd.notify import EXTEND_SECONDS, Notifier
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.recovery import recover
 from pickledbd.saver import Gate, Saver
@@ -40,28 +41,35 @@ MIB = 2**20
 GC_THRESHOLD = 50_000
 """Containers made until the collector looks at them: a batch holds thousands, and no circle."""
 
+SLOWEST_BYTES = 8 * MIB
+"""What is read of a file in a second, at the least. One that pickleDB wrote, all on one line, is
+read in a single step, of which nobody can tell how far it is."""
+
 NAME_MAX = 255 - len(".journal.1234567.discarded-1234567890123456789")
 """The longest name, in bytes, that leaves room for those of the files beside it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon in the foreground; its exit status."""
-    options = parser().parse_args(argv)
+    options = config.options(argv)
+    notifier = Notifier.from_environment()
     if options.detach:
         if os.fork():
             os._exit(0)  # nothing is open yet; the child belongs to nobody
         os.setsid()
         os.chdir("/")
-        os.environ.pop("NOTIFY_SOCKET", None)  # its starter's, which has its own state to tell
+        notifier = Notifier()  # the other is its starter's, which has its own state to tell
     # A client that starts a daemon hears whether it serves, and why not: nothing else, and later
     # nothing at all
     level = logging.CRITICAL if options.detach else logging.INFO
+    if not options.detach:
+        faulthandler.enable()  # where it was, when the watchdog or libzmq aborts it
     logging.basicConfig(stream=sys.stderr, level=level, format="pickledbd: %(message)s")
     try:
         if options.check:
             return check(_data_path(options.location))
         with contextlib.ExitStack() as stack:
-            _serve(options, stack)
+            _serve(options, notifier, stack)
     except (CannotServe, Unreadable, SaveFailed) as error:
         print(f"pickledbd: {error}", file=sys.stderr)  # noqa: T201 - the one clear line
         return 1
@@ -74,9 +82,9 @@ class _Stopped(Exception):
     """A signal came while the daemon was starting."""
 
 
-def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+def _serve(options: argparse.Namespace, notifier: Notifier, stack: contextlib.ExitStack) -> None:
     try:
-        engine, loop = _start(options, stack)
+        engine, loop = _start(options, notifier, stack)
     except OSError as error:
         what = f" ({error.filename})" if error.filename else ""
         raise CannotServe(f"cannot serve {options.location}: {error.strerror}{what}") from None
@@ -85,14 +93,16 @@ def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
         log.info("stopping: %s", why)
     finally:
         # Also after a fault of the loop's: what was acknowledged is whole, and worth keeping.
-        notify(STOPPING=1)
+        notifier.stopping()
         failure = loop.finish()
     if failure is not None:
         raise failure
     engine.end()
 
 
-def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Engine, Loop]:
+def _start(
+    options: argparse.Namespace, notifier: Notifier, stack: contextlib.ExitStack
+) -> tuple[Engine, Loop]:
     """Own, load, listen and tell so; `stack` undoes it."""
     signals = Signals()
     _raise_descriptor_limit()
@@ -101,20 +111,36 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
     stack.callback(owner.release)
     owner.announce({"pid": os.getpid(), "state": "starting"})
 
-    claims = []
-    for endpoint in dict.fromkeys(options.bind) or [private_endpoint(path)]:
-        claims.append(Claim(endpoint, private=not options.bind))
-        stack.callback(claims[-1].release)
+    claims: list[Claim] = []
+    for passed in activation.passed():
+        claims.append(passed)
+        stack.callback(passed.release)
+    private = not (options.bind or claims)
+    for endpoint in [private_endpoint(path)] if private else dict.fromkeys(options.bind):
+        if endpoint not in (claim.endpoint for claim in claims):
+            claims.append(Claim(endpoint, private=private))
+            stack.callback(claims[-1].release)
+
+    status = Status(location=str(path), request_bytes=options.max_request * MIB)
+    file = DataFile(path, options.backups)
+    size = file.on_disk()
+
+    def announce(state: str, **more: object) -> None:
+        told = {"pid": os.getpid(), "state": state, **more}
+        owner.announce(told)
+        for claim in claims:
+            claim.announce(told)
 
     def progress(what: str, done: int) -> None:
         if signals.received:
             raise _Stopped
-        owner.announce({"pid": os.getpid(), "state": "loading", "bytes": done})
-        status = f"reading {what}: {done / MIB:.0f} MiB"
-        notify(STATUS=status, EXTEND_TIMEOUT_USEC=EXTEND_USEC)
+        announce("loading", bytes=done)
+        of = f" of {size / MIB:.0f}" if what == path.name else ""
+        notifier.progress(
+            f"loading: {what}, {done / MIB:.0f}{of} MiB",
+            seconds=EXTEND_SECONDS + size / SLOWEST_BYTES,
+        )
 
-    status = Status(location=str(path), request_bytes=options.max_request * MIB)
-    file = DataFile(path, options.backups)
     counters = Counters()
     engine, tasks = _recover(
         options,
@@ -123,6 +149,7 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
         owner=owner,
         status=status,
         signals=signals,
+        notifier=notifier,
         counters=counters,
         progress=progress,
     )
@@ -132,26 +159,26 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
         owner=owner,
         status=status,
         signals=signals,
+        notifier=notifier,
         tasks=tasks,
         idle_exit=options.idle_exit,
     )
     stack.callback(counters.close)
     stack.callback(loop.close)
     endpoints = [claim.endpoint for claim in claims]
-    private = not options.bind
     counters.share(lambda: counters_path(endpoints, private=private), sweep=private)
     # What is there now stays: the collector need not look through it again and again
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     status.endpoints = loop.bind()
-    owner.announce({"pid": os.getpid(), "state": "serving", "endpoints": status.endpoints})
+    announce("serving", endpoints=status.endpoints)
     where = " and ".join(status.endpoints)
     with contextlib.suppress(OSError):  # whoever would have read it has gone
         print(f"pickledbd: serving {path} ({engine.keys} keys) at {where}", flush=True)  # noqa: T201 - the ready line
     if options.detach:
         _leave_terminal()
-    notify(READY=1, STATUS=f"serving {engine.keys} keys")
+    notifier.ready(engine.status)
     return engine, loop
 
 
@@ -163,6 +190,7 @@ def _recover(
     owner: Ownership,
     status: Status,
     signals: Signals,
+    notifier: Notifier,
     counters: Counters,
     progress: Progress,
 ) -> tuple[Engine, Tasks]:
@@ -203,7 +231,11 @@ def _recover(
     saver.loaded(file.size, found.saved_locks)
     store.changes += found.replayed
     engine = Engine(store, journal, found.retries, saver, status=status, tasks=tasks, gate=gate)
-    saver.begin(found.superfluous, choice=options.choice)
+    saver.begin(
+        found.superfluous,
+        choice=options.choice,
+        progress=lambda: notifier.progress(f"loading: {saver.told}"),
+    )
     store.locks.begin_anew()
     return engine, tasks
 

@@ -15,6 +15,7 @@ import socket
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd_protocol.counters import COUNTERS_SUFFIX
@@ -124,18 +125,30 @@ class Claim:
     `private`: in a directory of its own, made if missing, that only this user can enter.
     It has the listening socket. For ipc it holds a lock beside that, and knows the file that was
     bound, so that it can tell when somebody removed it and removes only its own.
+
+    `passed`: a socket that listens there already, and is somebody else's to bind and to remove
+    (`activation`). It is only used.
     """
 
-    def __init__(self, endpoint: str, *, private: bool = False) -> None:
+    def __init__(
+        self, endpoint: str, *, private: bool = False, passed: socket.socket | None = None
+    ) -> None:
         check(endpoint)
         self.endpoint = endpoint
         self._private = private
         if private:
             _make_private_directory(self._path.parent)
         self._lock: Ownership | None = None
-        self._socket: socket.socket | None = None
+        self._socket = passed
+        self._passed = passed is not None
         self._bound: tuple[int, int] | None = None
         if not endpoint.startswith("ipc://"):
+            return
+        if self._passed:
+            # Nobody needs it but clients that wait: it tells them that the daemon gets on
+            with contextlib.suppress(AlreadyOwnedError, OSError):
+                self._lock = Ownership(self._path)
+                self._lock.announce({"pid": os.getpid(), "state": "starting"})
             return
         path = self._path
         try:
@@ -149,7 +162,13 @@ class Claim:
         except BaseException:
             self._lock.release()
             raise
-        self._lock.announce({"pid": os.getpid()})
+        self._lock.announce({"pid": os.getpid(), "state": "starting"})
+
+    def announce(self, told: dict[str, Any]) -> None:
+        """Tell those who find the socket, but nobody who answers there, how far the daemon is."""
+        if self._lock:
+            with contextlib.suppress(OSError):  # they wait, but not as long
+                self._lock.announce(told)
 
     @property
     def _path(self) -> Path:
@@ -157,6 +176,8 @@ class Claim:
 
     def listen(self) -> str:
         """Have a listening socket; the endpoint as clients reach it. CannotServe."""
+        if self._passed:
+            return self.endpoint
         self._close()
         try:
             self._socket = self._listen_unix() if self._lock else self._listen_tcp()

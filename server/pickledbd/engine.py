@@ -416,6 +416,16 @@ class Engine:
         """How many changes the data file does not hold."""
         return self._saver.dirty
 
+    @property
+    def status(self) -> str:
+        """What there is, and how it goes, in one line for people."""
+        return self._about.line()
+
+    @property
+    def saving(self) -> str:
+        """What `finish` is at, for people."""
+        return self._saver.told
+
     def finish(self, progress: Callable[[], None] = lambda: None) -> SaveFailed | None:
         """End all that was begun and save what is unsaved, serving nobody; why that failed.
 

@@ -2,7 +2,7 @@
 
 The listening sockets are the claims' own, made by the system's calls, and libzmq is given a
 descriptor of each (ZMQ_USE_FD). So connections that come while nobody accepts any are not refused:
-they wait.
+they wait. And where systemd has the sockets too, they wait for the next daemon.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ class Listeners:
         finally:
             self._router.use_fd = -1
         return endpoint
+
+    def stop(self) -> None:
+        """Take no further connections, which nobody here would answer."""
+        for claim in self._claims:
+            with contextlib.suppress(zmq.ZMQError):  # it may not be bound
+                self._router.unbind(claim.endpoint)
 
     def restore(self) -> None:
         """Listen again where somebody removed the socket that new clients need."""

@@ -23,7 +23,7 @@ from pickledbd.connections import Connections
 from pickledbd.endpoints import Claim
 from pickledbd.engine import Engine
 from pickledbd.listeners import Listeners
-from pickledbd.notify import EXTEND_USEC, notify
+from pickledbd.notify import Notifier
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.signals import Signals
 from pickledbd.status import Status
@@ -86,6 +86,7 @@ class Loop:
         owner: Ownership,
         status: Status,
         signals: Signals,
+        notifier: Notifier,
         tasks: Tasks,
         idle_exit: float | None,
     ) -> None:
@@ -93,6 +94,7 @@ class Loop:
         self._owner = owner
         self._status = status
         self._signals = signals
+        self._notifier = notifier
         self._tasks = tasks
         self._idle_exit = idle_exit
         self._quiet_at = 0.0  # when nobody is asking any more
@@ -132,7 +134,7 @@ class Loop:
                 next_upkeep = now + UPKEEP_SECONDS
             self._tell_lost()
             self._notice_halt()
-            wake = min(next_upkeep, self._engine.tick(now))
+            wake = min(next_upkeep, self._notifier.keep_alive(now), self._engine.tick(now))
             # Those of tasks, and of what was held: none is to wait for the next message
             self._deliver(self._engine.take_replies())
             if self._connections.lost or self._connections.uncounted:
@@ -191,10 +193,11 @@ class Loop:
         """End what was begun, save what is unsaved, and send the last replies; why that failed."""
 
         def progress() -> None:
-            notify(STATUS="saving", EXTEND_TIMEOUT_USEC=EXTEND_USEC)
+            self._notifier.progress(f"stopping: {self._engine.saving}")
             self._engine.tell_alive(time.monotonic())
             self._deliver(self._engine.take_replies())
 
+        self._listeners.stop()
         while self._connections.lost:
             self._tell_lost()
         failure = self._engine.finish(progress)
@@ -281,7 +284,7 @@ class Loop:
     def _upkeep(self) -> None:
         """Put back what somebody removed: the lock files, and the sockets new clients need."""
         self._engine.upkeep()
-        notify(STATUS=f"{self._status.clients} clients, {self._engine.dirty} unsaved changes")
+        self._notifier.status(self._engine.status)
         try:
             self._owner.restore()
         except AlreadyOwnedError as error:

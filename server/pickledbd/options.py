@@ -1,4 +1,7 @@
-"""The options of `pickledbd`: their names, what they may be, and what is said of them."""
+"""The options of `pickledbd`: their names, what they may be, and what is said of them.
+
+May live here: the parser. Each option is a key of the configuration file too (`config`), by itself.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,23 @@ def parser() -> argparse.ArgumentParser:
         description="Own one pickleDB file and serve it to any number of threads and processes.",
         epilog="It says one line when it is ready, and saves and exits on SIGTERM and SIGINT.",
     )
-    parser.add_argument("location", metavar="LOCATION", help="the database file; made if missing")
+    parser.add_argument(
+        "location", metavar="LOCATION", nargs="?", help="the database file; made if missing"
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="take what is not said here from this TOML file, whose keys are the long names of "
+        "these options, and location; with =-FILE it may be missing (default: none)",
+    )
     parser.add_argument(
         "--bind",
         metavar="ENDPOINT",
         action="append",
         default=[],
-        help="listen at ipc:///PATH or tcp://127.0.0.1:PORT; may be repeated "
-        "(default: a socket that only this user reaches, and that clients given LOCATION find)",
+        help="listen at ipc:///PATH or tcp://127.0.0.1:PORT; may be repeated; beside the sockets "
+        "that systemd passes (default: those; or else one that only this user reaches, and that "
+        "clients given LOCATION find)",
     )
     parser.add_argument(
         "--idle-exit",

@@ -112,6 +112,7 @@ class Saver:
         self._joined: list[Saved] = []  # who came while a snapshot is written, and are content
         self._waiting: list[Saved] = []  # for the next one
         self._file_bytes = 0
+        self._written_bytes = 0  # of the snapshot that is being written
         self._retry_at = 0.0
         self._pause = RETRY_SECONDS
         self._unsynced_since: float | None = None
@@ -146,6 +147,13 @@ class Saver:
     def saving(self) -> bool:
         """Whether a snapshot is being written."""
         return self._saving
+
+    @property
+    def told(self) -> str:
+        """What a save, or the end of other tasks, has come to; for people."""
+        if not self._saving:
+            return "ending what was begun"
+        return f"saving {len(self._store):,} keys, {self._written_bytes / 2**20:.0f} MiB written"
 
     @property
     def last_status(self) -> str | None:
@@ -183,7 +191,13 @@ class Saver:
             self._saved_locks = locks
         self._file_bytes = size
 
-    def begin(self, superfluous: list[Path], *, choice: str | None) -> None:
+    def begin(
+        self,
+        superfluous: list[Path],
+        *,
+        choice: str | None,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
         """Get the journal under way after a start, before anybody is served.
 
         `superfluous`: journals that are not needed beside what was loaded. After a `choice` of
@@ -197,7 +211,7 @@ class Saver:
                 path.rename(aside)
         if choice == "replay" and superfluous:
             journal.failed = "it is replayed and not begun anew yet"
-            failure = self.save_now()
+            failure = self.save_now(progress)
             if failure is not None:
                 raise failure
         else:
@@ -319,7 +333,7 @@ class Saver:
         ahead: deque[Future[None]] = deque()
         gathered: list[bytes] = []
         expires: dict[str, int] = {}
-        size = total = 0
+        size = total = self._written_bytes = 0
         try:
             for part, deadlines in parts:
                 expires.update(deadlines)
@@ -328,6 +342,7 @@ class Saver:
                 if size >= PART_BYTES:
                     ahead.append(self._snapshots.do(writing.write, b"".join(gathered), expires))
                     gathered, expires, total, size = [], {}, total + size, 0
+                    self._written_bytes = total
                 yield ahead[0] if len(ahead) >= PARTS_AHEAD else None
                 while ahead and ahead[0].done():
                     ahead.popleft().result()

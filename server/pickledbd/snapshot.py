@@ -163,6 +163,13 @@ class DataFile:
         """Bytes of the file as this daemon last read or wrote it."""
         return 0 if self._known is None else self._known[1]
 
+    def on_disk(self) -> int:
+        """Bytes of the file as it is now; 0 if there is none."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
     def exists(self) -> bool:
         """Whether there was a file when this daemon last looked, and there still is."""
         return self._known is not None and self._identity() is not None
@@ -362,6 +369,7 @@ def _load_whole(
     file: BinaryIO, table: Table, digest: Hash, progress: Callable[[int], None]
 ) -> None:
     """Read any other layout: pickleDB's own one long line, or a file edited by hand."""
+    progress(0)  # the next step is a long one
     text = file.read()
     if not text:
         return

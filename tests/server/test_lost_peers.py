@@ -15,6 +15,7 @@ from pickledbd.connections import Connection
 from pickledbd.journal import Journal
 from pickledbd.locks import Locks
 from pickledbd.loop import Loop
+from pickledbd.notify import Notifier
 from pickledbd.queues import Waiter
 from pickledbd.status import Status
 from pickledbd.tasks import Tasks
@@ -106,7 +107,7 @@ def test_what_comes_of_many_that_are_gone_is_written_once(wired, monkeypatch):
 class Over:
     """An engine that only notes which peers are gone; once all are, the loop is over."""
 
-    dirty = 0
+    status = ""
 
     def __init__(self):
         self.received = None  # as of a signal
@@ -151,6 +152,7 @@ def test_the_loop_learns_of_many_that_are_gone_a_few_at_a_time(monkeypatch, turn
         owner=SimpleNamespace(restore=lambda: None),
         status=Status(location="", request_bytes=2**20),
         signals=engine,
+        notifier=Notifier(),
         tasks=Tasks(),
         idle_exit=None,
     )
