@@ -16,6 +16,7 @@ from typing import Any
 from pickledbd_client import ctl_commands
 from pickledbd_client.ctl_commands import DONE, FAILED
 from pickledbd_client.database import PickleDB
+from pickledbd_client.keygen import keygen
 from pickledbd_client.route import DEFAULT_ENDPOINT
 from pickledbd_protocol import PickleDBError, __version__
 
@@ -54,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - until the end
     location = options.endpoint if options.file is None else options.file
     try:
-        with contextlib.closing(PickleDB(location, timeout=options.timeout)) as db:
+        if options.alone:
+            return int(options.alone(options))
+        with contextlib.closing(
+            PickleDB(location, timeout=options.timeout, curve=options.curve)
+        ) as db:
             status: int = options.run(db, options)
         sys.stdout.flush()
     except PickleDBError as error:
@@ -130,6 +135,13 @@ def _parser() -> argparse.ArgumentParser:
         help="a daemon's endpoint, ipc:///PATH or tcp://...",
     )
     parser.add_argument(
+        "--curve",
+        nargs=2,
+        metavar=("SECRET", "DAEMON"),
+        help="for tcp, the files of your own secret key (NAME.key_secret) and of the daemon's "
+        "public key (NAME.key); see `keygen` (default: $PICKLEDBD_CURVE, SECRET:DAEMON)",
+    )
+    parser.add_argument(
         "-t",
         "--timeout",
         metavar="SECONDS",
@@ -142,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, about: str) -> _CommandParser:
         sub: _CommandParser = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, alone=None)
         return sub
 
     for add in (_add_values, _add_keys, _add_others):
@@ -232,6 +244,10 @@ def _add_others(command: Command) -> None:
     sub = command("info", ctl_commands.info, "tell about the daemon")
     sub.add_argument("--json", action="store_true", help="print it as JSON")
     command("ping", ctl_commands.ping, "tell whether the daemon answers, and how fast")
+    sub = command("keygen", None, "make a pair of keys for tcp, in two files; asks no daemon")
+    sub.set_defaults(alone=keygen)
+    sub.add_argument("name", metavar="NAME", help="of the files: NAME.key_secret and NAME.key")
+    sub.add_argument("--dir", metavar="DIR", default=".", help="where to make them (default: .)")
 
 
 def _fenced(sub: argparse.ArgumentParser) -> None:

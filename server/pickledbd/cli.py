@@ -15,9 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pickledbd import admission
 from pickledbd.checking import check
 from pickledbd.counters import Counters
-from pickledbd.endpoints import CannotServe, Claim, counters_path, is_utf8, private_endpoint
+from pickledbd.endpoints import CannotServe, counters_path, is_utf8
 from pickledbd.engine import Engine
 from pickledbd.journal import Journal
 from pickledbd.loop import Loop
@@ -101,10 +102,8 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
     stack.callback(owner.release)
     owner.announce({"pid": os.getpid(), "state": "starting"})
 
-    claims = []
-    for endpoint in dict.fromkeys(options.bind) or [private_endpoint(path)]:
-        claims.append(Claim(endpoint, private=not options.bind))
-        stack.callback(claims[-1].release)
+    curve = admission.curve(options)
+    claims = admission.claim_all(options, path, stack)
 
     def progress(what: str, done: int) -> None:
         if signals.received:
@@ -134,12 +133,17 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
         signals=signals,
         tasks=tasks,
         idle_exit=options.idle_exit,
+        curve=curve,
     )
     stack.callback(counters.close)
     stack.callback(loop.close)
-    endpoints = [claim.endpoint for claim in claims]
-    private = not options.bind
-    counters.share(lambda: counters_path(endpoints, private=private), sweep=private)
+    shared = [claim.endpoint for claim in claims if claim.is_shared]
+    endpoints = shared or [claim.endpoint for claim in claims]
+    counters.share(
+        lambda: counters_path(endpoints, private=not shared),
+        sweep=not shared,
+        group=admission.group(options),
+    )
     # What is there now stays: the collector need not look through it again and again
     gc.collect()
     gc.freeze()
