@@ -94,7 +94,7 @@ class AsyncPickleDB(Handle):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if exc_type is None:
+        if exc_type is None and not self._route.read_only:
             await self.save()
 
     # As a mapping

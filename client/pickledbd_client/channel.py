@@ -1,8 +1,9 @@
 """One connection to a daemon: a DEALER socket that asks one thing at a time.
 
-The only room of the client that touches ZeroMQ. A channel belongs to one thread at a time and
-to the process that made it. It is for one connection: after a timeout, an interruption or a
-lost connection it is thrown away, so no late reply can meet the wrong request.
+With `handshake`, which it uses, the only room of the client that touches ZeroMQ's sockets. A
+channel belongs to one thread at a time and to the process that made it. It is for one connection:
+after a timeout, an interruption or a lost connection it is thrown away, so no late reply can meet
+the wrong request.
 
 With IMMEDIATE and without reconnection the socket is writable exactly while it is connected;
 that is how a lost daemon is noticed at once, without heartbeats.
@@ -10,6 +11,7 @@ that is how a lost daemon is noticed at once, without heartbeats.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -24,6 +26,8 @@ from typing import Any
 import zmq
 
 from pickledbd_client.calls import Call, hello
+from pickledbd_client.curve import Curve
+from pickledbd_client.handshake import Failure, Handshake, mechanism
 from pickledbd_protocol import (
     COMMANDS,
     PROTOCOL_VERSION,
@@ -72,13 +76,17 @@ _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 class NobodyThereError(Exception):
     """No daemon could be connected to, for the reason `why`.
 
-    `forbidden`: to this user. `left`: one was, which ended; the next one may have its socket.
+    `forbidden`: to this user. `refused`: somebody is there, who hung up. `left`: one was, which
+    ended; the next one may have its socket.
     """
 
-    def __init__(self, why: str, *, forbidden: bool = False, left: bool = False) -> None:
+    def __init__(
+        self, why: str, *, forbidden: bool = False, refused: bool = False, left: bool = False
+    ) -> None:
         super().__init__(why)
         self.why = why
         self.forbidden = forbidden
+        self.refused = refused
         self.left = left
 
 
@@ -105,8 +113,7 @@ def _knock(endpoint: str, deadline: Deadline) -> None:
                 probe.settimeout(timeout)
                 _connect_waiting(probe, address, deadline)
         else:
-            host, _, port = address.rpartition(":")
-            with socket.create_connection((host.strip("[]"), int(port)), timeout) as probe:
+            with socket.create_connection(_address(endpoint), timeout) as probe:
                 if probe.getsockname() == probe.getpeername():
                     # A port that systems give to clients can be given to the very one that asks
                     # for it; that connection would keep the daemon from binding it again.
@@ -133,6 +140,11 @@ def _connect_waiting(probe: socket.socket, address: str, deadline: Deadline) -> 
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError from None
             time.sleep(_CROWDED_SECONDS)
+
+
+def _address(endpoint: str) -> tuple[str, int]:
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 class Session:
@@ -179,9 +191,15 @@ class FirstSent:
 class Channel:
     """A connected channel to `endpoint`, protocol agreed. `daemon` is what it told of itself."""
 
-    def __init__(self, endpoint: str, session: Session, deadline: Deadline) -> None:
-        """NobodyThereError, RequestTimeout or ProtocolError if there is no such channel."""
+    def __init__(
+        self, endpoint: str, session: Session, deadline: Deadline, curve: Curve | None = None
+    ) -> None:
+        """NobodyThereError, RequestTimeout or ProtocolError if there is no such channel.
+
+        `curve`: the keys for tcp. Unavailable or NotAllowed if they cannot be read.
+        """
         self.endpoint = endpoint
+        self._curve = curve if endpoint.startswith("tcp:") else None
         self.counters: dict[str, Any] | None = None
         """What the daemon tells of its counter table, where that can be reached (not by tcp)."""
         self._client = session.client
@@ -229,7 +247,8 @@ class Channel:
         """
         patience = _FIRST_PATIENCE
         while True:
-            _knock(self.endpoint, deadline)
+            if self._curve is None:  # to a daemon with keys, who shows none is a stranger
+                _knock(self.endpoint, deadline)
             try:
                 self._socket = _context().socket(zmq.DEALER)
             except zmq.ZMQError as error:
@@ -245,12 +264,15 @@ class Channel:
                 # Who waits long is to notice that the other machine, or the way there, is gone
                 self._socket.tcp_keepalive = 1
                 self._socket.tcp_keepalive_idle, self._socket.tcp_keepalive_intvl = KEEPALIVE
-                self._socket.connect(self.endpoint)
                 self._poller = select.poll()
                 self._poller.register(self._socket, select.POLLIN)
                 attempt = time.monotonic() + patience
                 if deadline is not None:
                     attempt = min(attempt, deadline)
+                if self.endpoint.startswith("tcp:"):
+                    self._shake_hands(attempt, deadline)
+                else:
+                    self._socket.connect(self.endpoint)
                 while not self._events() & zmq.POLLOUT:
                     self._wait(attempt)
             except BaseException as error:
@@ -260,6 +282,57 @@ class Channel:
             else:
                 return
             patience *= 2
+
+    def _shake_hands(self, attempt: float, deadline: Deadline) -> None:
+        """Connect by tcp. NobodyThereError tells why that fails, RequestTimeout that it may not."""
+        if self._curve is not None:
+            public, secret, daemon = self._curve.keys()
+            self._socket.curve_publickey, self._socket.curve_secretkey = public, secret
+            self._socket.curve_serverkey = daemon
+        handshake = Handshake(_context(), self._socket)
+        self._poller.register(handshake, select.POLLIN)
+        try:
+            self._socket.connect(self.endpoint)
+            while not self._events() & zmq.POLLOUT:
+                failure = handshake.failure()
+                if failure is None:
+                    self._wait(attempt)
+                elif failure is Failure.CONNECT:
+                    _knock(self.endpoint, deadline)
+                else:
+                    self._explain(failure, deadline)
+        finally:
+            self._poller.unregister(handshake)
+            handshake.close()
+
+    def _explain(self, failure: Failure, deadline: Deadline) -> None:
+        """NobodyThereError, if it can be told why the daemon, or this side, hung up."""
+        curve, wanted = self._curve, ""
+        if failure is Failure.KEY and curve is not None:
+            raise NobodyThereError(
+                f"it does not let in the key of {curve.own}: its public key has to be in the "
+                "directory that the daemon has for --authorized-keys",
+                forbidden=True,
+            )
+        with contextlib.suppress(OSError):
+            wanted = mechanism(_address(self.endpoint), remaining(deadline))
+        if wanted == "CURVE" and curve is None:
+            raise NobodyThereError(
+                "it asks for a key: name the files of yours and of its public one, "
+                'curve=("NAME.key_secret", "DAEMON.key") or $PICKLEDBD_CURVE',
+                forbidden=True,
+            )
+        if wanted == "NULL" and curve is not None:
+            raise NobodyThereError(
+                "it asks for no key, and would encrypt nothing: do without curve, or have it "
+                "started with --curve-key",
+                forbidden=True,
+            )
+        if wanted == "CURVE" and curve is not None:
+            raise NobodyThereError(
+                f"it hung up during the handshake: is that in {curve.daemon} its public key?",
+                refused=True,
+            )
 
     def close(self) -> None:
         """Drop the connection, and what was not sent yet."""

@@ -20,6 +20,7 @@ from pickledbd_client.ctl_commands import DONE, FAILED
 from pickledbd_client.ctl_parser import whole
 from pickledbd_client.ctl_shell import shell
 from pickledbd_client.ctl_table import add_all
+from pickledbd_client.keygen import keygen
 from pickledbd_client.raw import RawPickleDB
 from pickledbd_protocol import PickleDBError
 
@@ -33,10 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdin", "stdout", "stderr"):  # closed by who ran this: nothing to read or say
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - until the end
-    location = options.endpoint if options.location is None else options.location
     try:
-        with contextlib.closing(RawPickleDB(location, timeout=options.timeout)) as db:
-            status: int = options.run(db, options)
+        status: int
+        if not options.opens:
+            status = options.run(options)
+        else:
+            database = RawPickleDB(options.location, timeout=options.timeout, curve=options.curve)
+            with contextlib.closing(database) as db:
+                status = options.run(db, options)
         sys.stdout.flush()
     except PickleDBError as error:
         print(f"pickledbctl: {error}", file=sys.stderr)
@@ -69,6 +74,16 @@ def parser() -> argparse.ArgumentParser:
             ends. The exit status is that of the last line that failed.""",
         examples="shell\nshell < commands.txt",
     )
+    sub = commands.add(
+        "keygen",
+        keygen,
+        "make a pair of keys for tcp, in two files",
+        more="Asks no daemon. It tells what is to be done with the two.",
+        examples="keygen ann\nkeygen daemon --dir /etc/pickledbd",
+        opens=False,
+    )
+    sub.add_argument("name", metavar="NAME", help="of the files: NAME.key_secret and NAME.key")
+    sub.add_argument("--dir", metavar="DIR", default=".", help="where to make them (default: .)")
     return found
 
 

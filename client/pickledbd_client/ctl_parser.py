@@ -33,6 +33,7 @@ exit status:
 
 environment:
   PICKLEDBD_URL    the database, where neither -f nor -e is given
+  PICKLEDBD_CURVE  the keys for tcp, where --curve is not given: SECRET:DAEMON
   PICKLEDBD_TOKEN  the token of the lock, for the command that `lock` runs
   XDG_STATE_HOME   where `shell` keeps its history (default: ~/.local/state)
 
@@ -105,9 +106,19 @@ class Commands:
         """What each does, in a few words."""
 
     def add(
-        self, name: str, run: Any, about: str, *, more: str = "", examples: str
+        self,
+        name: str,
+        run: Any,
+        about: str,
+        *,
+        more: str = "",
+        examples: str,
+        opens: bool = True,
     ) -> CommandParser:
-        """A command by its name: what it does, what is said about it, and how it is used."""
+        """A command by its name: what it does, what is said about it, and how it is used.
+
+        `run` is given the database, if it `opens` one, and the options.
+        """
         text = f"{about[0].upper()}{about[1:]}. {' '.join(more.split())}"
         lines = "\n".join(
             f"  {'' if '| pickledbctl -' in line else 'pickledbctl '}{line.strip()}"
@@ -120,7 +131,7 @@ class Commands:
             epilog=f"examples:\n{lines}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, opens=opens)
         self.about[name] = about
         return sub
 
@@ -144,9 +155,17 @@ def whole() -> tuple[argparse.ArgumentParser, Commands]:
     where.add_argument(
         "-e",
         "--endpoint",
+        dest="location",
         metavar="ENDPOINT",
         type=_endpoint,
         help="a daemon's endpoint, ipc:///PATH or tcp://...",
+    )
+    parser.add_argument(
+        "--curve",
+        nargs=2,
+        metavar=("SECRET", "DAEMON"),
+        help="for tcp, the files of your own secret key (NAME.key_secret) and of the daemon's "
+        "public key (NAME.key); see `keygen` (default: $PICKLEDBD_CURVE, SECRET:DAEMON)",
     )
     parser.add_argument(
         "-t",

@@ -33,7 +33,7 @@ class PickleDB(Handle, MutableMapping[str, Any]):
     """A key-value store with pickleDB's methods, and a mapping, shared by threads and processes.
 
     `location` is the path of a database file, whose owner is reached, or started if there is
-    none; or the endpoint of a running daemon (`ipc:///path`, `tcp://127.0.0.1:port`); or None
+    none; or the endpoint of a running daemon (`ipc:///path`, `tcp://address:port`); or None
     for $PICKLEDBD_URL, else the system service. One object serves all threads of a process, and
     parent and child after a fork. It can be pickled: the copy is another handle on the same data.
 
@@ -45,11 +45,13 @@ class PickleDB(Handle, MutableMapping[str, Any]):
         cache_bytes: room for values that were read and are current still (over ipc, on Linux): to
             read them again asks nobody. 0 keeps none.
         autostart: start a daemon for a path that nobody owns.
-        curve: keys for another machine. This release has no such connections and takes only None.
+        curve: for tcp, the files of one's own secret key and of the daemon's public key, as
+            `("ann.key_secret", "daemon.key")`, which `pickledbctl keygen` makes. They are read at
+            each connection. None: $PICKLEDBD_CURVE (`ann.key_secret:daemon.key`), else no keys.
 
     Every method raises, beside what it names: Unavailable when no daemon can be reached,
-    RequestTimeout, InvalidKey for a key with a lone surrogate, TooLarge, ProtocolError. All are
-    PickleDBError.
+    RequestTimeout, InvalidKey for a key with a lone surrogate, TooLarge, ProtocolError; NotAllowed
+    where the daemon does not let this client in, or lets it only read. All are PickleDBError.
     """
 
     def _open(self) -> None:
@@ -143,7 +145,7 @@ class PickleDB(Handle, MutableMapping[str, Any]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if exc_type is None:
+        if exc_type is None and not self._route.read_only:
             self.save()
 
     # As a mapping

@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from pickledbd_client.calls import Call
+from pickledbd_client.curve import CurveFiles
 from pickledbd_client.locks import Locks
 from pickledbd_client.route import Location, Route
 from pickledbd_client.watching import BaseWatch
@@ -26,7 +27,7 @@ class Handle:
         timeout: float | None = TIMEOUT,
         cache_bytes: int = CACHE_BYTES,
         autostart: bool = True,
-        curve: Any = None,
+        curve: CurveFiles | None = None,
     ) -> None:
         self._route = Route(
             location, timeout=timeout, cache_bytes=cache_bytes, autostart=autostart, curve=curve

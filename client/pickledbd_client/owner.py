@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pickledbd_client.channel import Channel, Deadline, NobodyThereError, Session
+from pickledbd_client.curve import Curve
 from pickledbd_client.starting import Starter, is_free, lock_path
 from pickledbd_protocol import NotAllowed, Unavailable, owner_told
 
@@ -30,6 +31,7 @@ def reach_owner(
     autostart: bool,
     first: bool,
     once: bool = False,
+    curve: Curve | None = None,
 ) -> Channel:
     """A channel to the daemon that owns `path`.
 
@@ -46,12 +48,10 @@ def reach_owner(
         if first and deadline is not None and told != seen and told.get("state") in _STARTING:
             deadline = max(deadline, time.monotonic() + STARTING_SECONDS)
         seen = told
-        problem = _problem(told)
-        for endpoint in told.get("endpoints", ()):
-            found = _try(endpoint, path, session, told=told, deadline=deadline)
-            if isinstance(found, Channel):
-                return found
-            problem = found
+        found = _try_all(path, session, told=told, deadline=deadline, curve=curve)
+        if isinstance(found, Channel):
+            return found
+        problem = found or _problem(told)
         if starter:
             if starter.go_on() and first and deadline is not None:
                 deadline = max(deadline, time.monotonic() + STARTING_SECONDS)
@@ -68,17 +68,48 @@ def starting(path: Path) -> dict[str, Any]:
     return told if told.get("state") in _STARTING and not is_free(path) else {}
 
 
+def _try_all(
+    path: Path,
+    session: Session,
+    *,
+    told: dict[str, Any],
+    deadline: Deadline,
+    curve: Curve | None,
+) -> Channel | str:
+    """A channel to the first endpoint where the owner is, else what was found instead, if any."""
+    problem = ""
+    forbidden: NotAllowed | None = None
+    for endpoint in told.get("endpoints", ()):
+        try:
+            found = _try(endpoint, path, session, told=told, deadline=deadline, curve=curve)
+        except NotAllowed as error:  # another one may be meant for this user
+            forbidden = forbidden or error
+            continue
+        if isinstance(found, Channel):
+            return found
+        problem = found
+    if forbidden is not None:
+        raise forbidden
+    return problem
+
+
 def _try(
-    endpoint: str, path: Path, session: Session, *, told: dict[str, Any], deadline: Deadline
+    endpoint: str,
+    path: Path,
+    session: Session,
+    *,
+    told: dict[str, Any],
+    deadline: Deadline,
+    curve: Curve | None,
 ) -> Channel | str:
     """A channel to `endpoint` if the owner of `path` is there, else what was found instead."""
     try:
-        channel = Channel(endpoint, session, deadline)
+        channel = Channel(endpoint, session, deadline, curve)
     except NobodyThereError as error:
         if error.forbidden:
             raise NotAllowed(
                 f"not allowed to connect to {endpoint}, where pid {told.get('pid')} serves "
-                f"{path}: ask its user for an endpoint that you may use"
+                f"{path}: {error.why}; ask its user for an endpoint that you may use"
             ) from None
         return f"pid {told.get('pid')} does not answer at {endpoint}: {error.why}"
     if channel.daemon["location"] == os.fspath(path):

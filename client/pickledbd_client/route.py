@@ -16,6 +16,7 @@ from typing import Any
 from pickledbd_client.cache import Cache
 from pickledbd_client.calls import OWN, Call
 from pickledbd_client.channel import Channel, Deadline, NobodyThereError, Session
+from pickledbd_client.curve import Curve, CurveFiles, curve_of
 from pickledbd_client.owner import STARTING_SECONDS, reach_owner, starting
 from pickledbd_protocol import COMMANDS, NotAllowed, PickleDBError, RequestTimeout, Unavailable
 
@@ -55,10 +56,9 @@ class Route:
         timeout: float | None,
         cache_bytes: int,
         autostart: bool,
-        curve: Any,
+        curve: CurveFiles | None,
     ) -> None:
-        if curve is not None:
-            raise Unavailable("this release of pickledbd has no CURVE; curve must be None")
+        self._curve = curve_of(curve)
         if timeout is not None and not 0 < timeout < float("inf"):
             raise ValueError(f"timeout must be a number of seconds over 0, or None: {timeout!r}")
         if type(cache_bytes) is not int or cache_bytes < 0:
@@ -73,6 +73,7 @@ class Route:
             "timeout": timeout,
             "cache_bytes": cache_bytes,
             "autostart": autostart,
+            "curve": curve and self._curve and self._curve.files,
         }
         self.cache = Cache(cache_bytes)
         self.daemon: dict[str, Any] = {}
@@ -86,6 +87,11 @@ class Route:
         if isinstance(self.target, Path):
             return os.path.expanduser(self._named)  # noqa: PTH111 - as pickleDB: not normalised
         return str(self.daemon.get("location", self.target))
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the daemon lets this client only read: there is nothing of its own to save."""
+        return self.daemon.get("read_only") is True
 
     def deadline(self, call: Call[Any] | None = None) -> Deadline:
         """When a request that begins now has to be answered."""
@@ -114,9 +120,12 @@ class Route:
                     autostart=self._autostart and not once,
                     first=first,
                     once=once,
+                    curve=self._curve,
                 )
             else:
-                channel = _connect_endpoint(self.target, session, deadline, first=first, once=once)
+                channel = _connect_endpoint(
+                    self.target, session, deadline, first=first, once=once, curve=self._curve
+                )
         except RequestTimeout as timeout:
             raise Unavailable(
                 f"the daemon of {self.target} accepts connections but did not answer within "
@@ -168,7 +177,13 @@ class Route:
 
 
 def _connect_endpoint(
-    endpoint: str, session: Session, deadline: Deadline, *, first: bool, once: bool
+    endpoint: str,
+    session: Session,
+    deadline: Deadline,
+    *,
+    first: bool,
+    once: bool,
+    curve: Curve | None,
 ) -> Channel:
     """A channel to `endpoint`. A daemon that was there before and is gone is waited for.
 
@@ -183,7 +198,7 @@ def _connect_endpoint(
         if told not in ({}, seen) and deadline is not None:
             seen, deadline = told, max(deadline, time.monotonic() + STARTING_SECONDS)
         try:
-            return Channel(endpoint, session, deadline)
+            return Channel(endpoint, session, deadline, curve)
         except RequestTimeout:
             if not may_be_told or starting(path) in ({}, seen):
                 raise
@@ -192,6 +207,8 @@ def _connect_endpoint(
                 raise NotAllowed(f"not allowed to connect to {endpoint}: {error.why}") from None
             gone = once or (first and not (error.left or told))
             if gone or (deadline is not None and time.monotonic() > deadline):
+                if error.refused:
+                    raise Unavailable(f"cannot connect to {endpoint}: {error.why}") from None
                 raise Unavailable(
                     f"no daemon at {endpoint}: {error.why}; "
                     f"start one with: pickledbd LOCATION --bind {endpoint}"

@@ -7,7 +7,7 @@ sees an argument of the wrong shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,6 +135,8 @@ class Command:
     `whole`: it concerns the whole content, not some keys of it.
     `parts`: a large one may be sent in several messages.
     `steps`: it may be a step of a batch.
+    `reads`: it changes nothing for others, so who may only read may ask it, but for the arguments
+    that are `restricted`.
     """
 
     name: str
@@ -145,19 +147,21 @@ class Command:
     whole: bool = False
     parts: bool = False
     steps: bool = False
+    reads: bool = False
+    restricted: Sequence[str] = ()
 
 
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
         # about the daemon
-        Command("hello", {"versions": VERSIONS}),
-        Command("ping"),
-        Command("info", optional={"reset": FLAG}),
+        Command("hello", {"versions": VERSIONS}, reads=True),
+        Command("ping", reads=True),
+        Command("info", optional={"reset": FLAG}, reads=True, restricted=["reset"]),
         Command("save"),
         # one key
-        Command("get", {"key": KEY}),
-        Command("exists", {"key": KEY}),
+        Command("get", {"key": KEY}, reads=True),
+        Command("exists", {"key": KEY}, reads=True),
         Command("set", {"key": KEY, "value": VALUE}, _TTL | _TOKEN, writes=True, steps=True),
         Command("setdefault", {"key": KEY, "value": VALUE}, _TOKEN, writes=True),
         Command("remove", {"key": KEY}, _TOKEN, writes=True, steps=True),
@@ -170,20 +174,20 @@ COMMANDS: dict[str, Command] = {
             writes=True,
             steps=True,
         ),
-        Command("get_versioned", {"key": KEY}),
+        Command("get_versioned", {"key": KEY}, reads=True),
         Command(
             "cas",
             {"key": KEY, "version": VERSION, "value": VALUE},
             {"keep_ttl": FLAG} | _TTL | _TOKEN,
             writes=True,
         ),
-        Command("if_version", {"key": KEY, "version": VERSION}, steps=True),
+        Command("if_version", {"key": KEY, "version": VERSION}, steps=True, reads=True),
         # how long a key lives
-        Command("ttl", {"key": KEY}),
+        Command("ttl", {"key": KEY}, reads=True),
         Command("expire", {"key": KEY, "ttl_ms": TTL}, _TOKEN, writes=True, steps=True),
         Command("persist", {"key": KEY}, _TOKEN, writes=True, steps=True),
         # many keys, each command all-or-nothing
-        Command("get_many", {"keys": KEYS}),
+        Command("get_many", {"keys": KEYS}, reads=True),
         Command(
             "set_many",
             {"items": ITEMS},
@@ -194,9 +198,9 @@ COMMANDS: dict[str, Command] = {
         ),
         Command("remove_many", {"keys": KEYS}, _TOKEN, writes=True, steps=True),
         # the whole database
-        Command("len", whole=True),
-        Command("all", {}, _SOME, whole=True),
-        Command("dump", {}, _SOME | {"seq": FLAG, "ttl": FLAG}, whole=True),
+        Command("len", whole=True, reads=True),
+        Command("all", {}, _SOME, whole=True, reads=True),
+        Command("dump", {}, _SOME | {"seq": FLAG, "ttl": FLAG}, whole=True, reads=True),
         Command("replace", {"items": ITEMS}, _TTLS | _TOKEN, writes=True, whole=True, parts=True),
         Command("purge", {}, _TOKEN, writes=True, whole=True, steps=True),
         Command("batch", {"steps": STEPS}, _TOKEN, writes=True, whole=True),
@@ -209,8 +213,10 @@ COMMANDS: dict[str, Command] = {
         ),
         Command("unlock", {"name": KEY, "holder": NAME, "ask": COUNT}, writes=True),
         Command("keep", {"holder": NAME, "asks": COUNTS}),
-        Command("watch", {}, {"prefix": KEY, "since": COUNT, "watcher": NAME}, parks=True),
-        Command("unwatch", {"watcher": NAME}),
+        Command(
+            "watch", {}, {"prefix": KEY, "since": COUNT, "watcher": NAME}, parks=True, reads=True
+        ),
+        Command("unwatch", {"watcher": NAME}, reads=True),
     )
 }
 

@@ -34,8 +34,11 @@ class About:
         self._parking = parking
         self._status = status
 
-    def hello(self, versions: list[int]) -> dict[str, Any]:
-        """The answer to a greeting. ProtocolError if it speaks none of the `versions`."""
+    def hello(self, versions: list[int], *, read_only: bool) -> dict[str, Any]:
+        """The answer to a greeting. ProtocolError if it speaks none of the `versions`.
+
+        `read_only`: whether who asks may only read.
+        """
         if PROTOCOL_VERSION not in versions:
             raise ProtocolError(
                 f"this daemon ({__version__}) speaks protocol version {PROTOCOL_VERSION}, "
@@ -49,11 +52,12 @@ class About:
             "limits": {"request_bytes": self._status.request_bytes},
             "durability": self._journal.durable,
             "features": FEATURES,
+            "read_only": read_only,
             "now": now_ms(),
             "counters": self._store.counters.told,
         }
 
-    def info(self, *, reset: bool) -> dict[str, Any]:
+    def info(self, *, reset: bool, read_only: bool) -> dict[str, Any]:
         """The answer to `info`; with `reset` what is longest begins anew."""
         status = self._status
         told: dict[str, Any] = {
@@ -62,6 +66,7 @@ class About:
             "protocol": PROTOCOL_VERSION,
             "location": status.location,
             "endpoints": status.endpoints,
+            "read_only": read_only,
             "keys": len(self._store),
             "clients": status.clients,
             "durability": self._journal.durable,

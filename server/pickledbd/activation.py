@@ -10,14 +10,25 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from pickledbd.endpoints import CannotServe, Claim
+from pickledbd.endpoints import CannotServe, check
 
 FIRST = 3
 """The first descriptor that is passed (SD_LISTEN_FDS_START of <systemd/sd-daemon.h>)."""
 
 
-def passed() -> Iterator[Claim]:
+class Passed(NamedTuple):
+    """A listening socket that was passed to this process."""
+
+    endpoint: str
+    """Where it listens, as clients reach it."""
+    name: str
+    """FileDescriptorName= of its unit."""
+    socket: socket.socket
+
+
+def passed() -> Iterator[Passed]:
     """The sockets that were passed to this process, if any. CannotServe at one that is unfit.
 
     What the environment tells of them is removed there: it is for this process alone.
@@ -29,10 +40,10 @@ def passed() -> Iterator[Claim]:
         return
     told = dict(enumerate(names.split(":"), FIRST))
     for descriptor in range(FIRST, FIRST + int(count)):
-        yield _claim(descriptor, told.get(descriptor) or "unknown")
+        yield _taken(descriptor, told.get(descriptor) or "unknown")
 
 
-def _claim(descriptor: int, name: str) -> Claim:
+def _taken(descriptor: int, name: str) -> Passed:
     what = f"descriptor {descriptor} ({name}), which was passed by the service manager,"
     try:
         os.set_inheritable(descriptor, False)
@@ -44,9 +55,11 @@ def _claim(descriptor: int, name: str) -> Claim:
         raise CannotServe(f"{what} is no stream that listens; use ListenStream= and Accept=no")
     found.setblocking(False)  # libzmq accepts when there was something, which may go
     try:
-        return Claim(_endpoint(found), passed=found)
+        endpoint = _endpoint(found)
+        check(endpoint, beyond_loopback=True)  # which is for who has the options to say
     except CannotServe as error:
         raise CannotServe(f"{what} does not fit: {error}") from None
+    return Passed(endpoint, name, found)
 
 
 def _endpoint(listening: socket.socket) -> str:

@@ -16,10 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pickledbd import activation, config
+from pickledbd import admission, config
 from pickledbd.checking import check
 from pickledbd.counters import Counters
-from pickledbd.endpoints import CannotServe, Claim, counters_path, is_utf8, private_endpoint
+from pickledbd.endpoints import CannotServe, counters_path, is_utf8
 from pickledbd.engine import Engine
 from pickledbd.journal import Journal
 from pickledbd.loop import Loop
@@ -111,16 +111,8 @@ def _start(
     stack.callback(owner.release)
     owner.announce({"pid": os.getpid(), "state": "starting"})
 
-    claims: list[Claim] = []
-    for passed in activation.passed():
-        claims.append(passed)
-        stack.callback(passed.release)
-    private = not (options.bind or claims)
-    for endpoint in [private_endpoint(path)] if private else dict.fromkeys(options.bind):
-        if endpoint not in (claim.endpoint for claim in claims):
-            claims.append(Claim(endpoint, private=private))
-            stack.callback(claims[-1].release)
-
+    curve = admission.curve(options)
+    claims = admission.claim_all(options, path, stack)
     status = Status(location=str(path), request_bytes=options.max_request * MIB)
     file = DataFile(path, options.backups)
     size = file.on_disk()
@@ -162,11 +154,17 @@ def _start(
         notifier=notifier,
         tasks=tasks,
         idle_exit=options.idle_exit,
+        curve=curve,
     )
     stack.callback(counters.close)
     stack.callback(loop.close)
-    endpoints = [claim.endpoint for claim in claims]
-    counters.share(lambda: counters_path(endpoints, private=private), sweep=private)
+    shared = [claim.endpoint for claim in claims if claim.is_shared]
+    endpoints = shared or [claim.endpoint for claim in claims]
+    counters.share(
+        lambda: counters_path(endpoints, private=not shared),
+        sweep=not shared,
+        group=admission.group(options),
+    )
     # What is there now stays: the collector need not look through it again and again
     gc.collect()
     gc.freeze()

@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 
 import zmq
 
+from pickledbd.door import Door
+from pickledbd.rights import EVERYTHING, Rights
+
 # As zmq_socket_monitor(3) tells it: pyzmq's own way would import all of asyncio, at each start
 _EVENT = struct.Struct("=Hi")
 
@@ -37,6 +40,9 @@ class Connection:
     since: float = field(default_factory=time.monotonic)
     peer: bytes | None = None
     """The routing id, once it has sent a message."""
+    user: str = ""
+    """The user id that came with that."""
+    rights: Rights = EVERYTHING
 
 
 class Connections:
@@ -47,6 +53,7 @@ class Connections:
         context: zmq.Context[zmq.Socket[bytes]],
         router: zmq.Socket[bytes],
         *,
+        door: Door,
         first: Callable[[], None],
     ) -> None:
         """`first` is called when one is made while there is no other."""
@@ -58,10 +65,14 @@ class Connections:
         """When the last one was made."""
         self._open: dict[int, Connection] = {}
         self._of_peer: dict[bytes, Connection] = {}
+        self._failed: dict[bytes, int] = {}  # why the handshake failed that was told of last
         self._router = router
+        self._door = door
         self._first = first
-        # Their values are descriptors; DISCONNECTED also follows a handshake that failed.
-        router.monitor("inproc://connections", zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        # Their values are descriptors, but for the reason of a failed handshake, after which
+        # DISCONNECTED comes, too
+        events = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        router.monitor("inproc://connections", events)
         # Unbounded, since libzmq's I/O thread waits when the monitor's queue is full
         self._monitor = context.socket(zmq.PAIR)
         self._monitor.rcvhwm = 0
@@ -86,16 +97,19 @@ class Connections:
         self.uncounted = False
         while not self.uncounted and _readable(self._monitor):
             told, endpoint = self._monitor.recv_multipart(zmq.NOBLOCK)
-            event, descriptor = _EVENT.unpack(told)
+            event, value = _EVENT.unpack(told)
             if event == zmq.EVENT_ACCEPTED:
                 if not self._open:
                     self._first()
                 self.accepted_at = time.monotonic()
-                self._open[descriptor] = Connection(descriptor, endpoint.decode(), _who(descriptor))
+                self._open[value] = Connection(value, endpoint.decode(), _who(value))
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                self._failed[endpoint] = value
             else:
-                connection = self._open.pop(descriptor, None)
+                failure = self._failed.pop(endpoint, None)
+                connection = self._open.pop(value, None)
                 if connection is not None:
-                    self._forget(connection)
+                    self._forget(connection, failure)
             self.uncounted = time.monotonic() >= until
 
     def of(self, peer: bytes, frame: zmq.Frame) -> Connection | None:
@@ -117,12 +131,33 @@ class Connections:
             self._forget(connection)
         connection.peer = peer
         self._of_peer[peer] = connection
+        connection.user = self._door.user(frame)
+        connection.rights = self._door.rights(connection.user)
+        name = self._door.name(connection.user)
+        if name:
+            connection.who += f", key {name}"
+        if not connection.rights.reads:
+            self._turn_out(connection, connection.rights)
         return connection
 
-    def _forget(self, connection: Connection) -> None:
-        if connection.peer is not None:
+    def _forget(self, connection: Connection, failure: int | None = None) -> None:
+        if connection.peer is None:
+            self._door.left(connection.who, connection.endpoint, failure)
+        else:
             del self._of_peer[connection.peer]
             self.lost.append(connection.peer)
+
+    def judge_again(self) -> None:
+        """Hang up on those whose rights are others than when they came: they may come again."""
+        for connection in self:
+            rights = self._door.rights(connection.user)
+            if connection.rights != rights:
+                self._turn_out(connection, rights)
+
+    def _turn_out(self, connection: Connection, rights: Rights) -> None:
+        why = "its key has other rights now" if rights.reads else rights.why
+        self._door.refusals.note(connection.who, connection.endpoint, why)
+        self.hang_up(connection)
 
     def who(self, peer: bytes) -> str:
         """Who that is, for logs."""

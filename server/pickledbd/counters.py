@@ -53,6 +53,7 @@ class Counters:
         """What clients are told of the table (SPEC.md); None if there is none."""
         self._place: Callable[[], Path | None] = lambda: None
         self._sweeps = False
+        self._group: int | None = None
         self._failure: str | None = None
         self._path: Path
         self._file: os.stat_result
@@ -91,15 +92,23 @@ class Counters:
 
     # For the loop
 
-    def share(self, place: Callable[[], Path | None], *, sweep: bool = False) -> None:
+    def share(
+        self,
+        place: Callable[[], Path | None],
+        *,
+        sweep: bool = False,
+        group: int | None = None,
+    ) -> None:
         """Have the table at the path that `place` tells, instead of what may stand there.
 
         To be called in the thread that serves, before it does. Without a path nobody could read
         it. Where it cannot be made, that is logged, and tried again by `keep_up`. `sweep`: its
         directory is this user's alone, and tables of killed daemons there are to be removed.
+        `group`: of those who may read it, if not the process's.
         """
         self._place = place
         self._sweeps = sweep
+        self._group = group
         if not sys.platform.startswith("linux"):
             return
         path = place()
@@ -121,6 +130,8 @@ class Counters:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         file = os.open(temporary, flags, 0o600)
         try:
+            if self._group is not None:
+                os.fchown(file, -1, self._group)
             os.fchmod(file, 0o640)  # as the socket: for the group too, whatever the umask
             # Else a full file system would end the daemon, at the first write to a page
             os.posix_fallocate(file, 0, layout.TABLE_BYTES)
@@ -163,7 +174,7 @@ class Counters:
         if self._lease is not None:
             log.warning("%s was removed; making it again", self._path)
             self.end()
-        self.share(self._place, sweep=self._sweeps)
+        self.share(self._place, sweep=self._sweeps, group=self._group)
 
     def end(self) -> None:
         """Have nobody trust the table any more."""

@@ -7,6 +7,7 @@ or another daemon's socket. So nothing is bound that this module has not looked 
 from __future__ import annotations
 
 import contextlib
+import grp
 import hashlib
 import ipaddress
 import os
@@ -75,6 +76,20 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def group_number(name: str) -> int:
+    """The number of a group to which this user can give a socket. CannotServe if there is none."""
+    try:
+        number = grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise CannotServe(f"--group {name}: there is no such group") from None
+    if os.geteuid() != 0 and number not in (os.getegid(), *os.getgroups()):
+        raise CannotServe(
+            f"--group {name}: uid {os.geteuid()} is not in this group, and so cannot give it a "
+            f"socket; run: usermod -aG {name} USER, and log in again"
+        )
+    return number
+
+
 def _make_private_directory(directory: Path) -> None:
     """Make a directory, if it is missing, and make sure that it is this user's alone."""
     with contextlib.suppress(FileExistsError):
@@ -87,7 +102,7 @@ def _make_private_directory(directory: Path) -> None:
         )
 
 
-def check(endpoint: str) -> None:
+def check(endpoint: str, *, beyond_loopback: bool = False) -> None:
     """Raise CannotServe unless `endpoint` is of a kind that may be bound."""
     scheme, _, address = endpoint.partition("://")
     if scheme == "ipc":
@@ -101,10 +116,11 @@ def check(endpoint: str) -> None:
         match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[0-9.]+|localhost):(\d+|\*)", address)
         if not match or (match[2] != "*" and int(match[2]) > PORT_MAX):  # libzmq would wrap it
             raise CannotServe(f"{endpoint}: a tcp endpoint is tcp://ADDRESS:PORT, in numbers")
-        if not _is_loopback(match[1]):
+        if not (_is_loopback(match[1]) or beyond_loopback):
             raise CannotServe(
-                f"{endpoint}: tcp is served on loopback only (127.0.0.1 or [::1]), "
-                "since anyone who reaches the port could change the data"
+                f"{endpoint}: without keys tcp is served on loopback only (127.0.0.1 or [::1]), "
+                "since anyone who reaches the port could change the data: see --curve-key and "
+                "--authorized-keys"
             )
     else:
         raise CannotServe(f"{endpoint}: an endpoint is ipc:///PATH or tcp://ADDRESS:PORT")
@@ -123,6 +139,8 @@ class Claim:
     """The right to bind `endpoint` until `release`.
 
     `private`: in a directory of its own, made if missing, that only this user can enter.
+    `group`: the number of the group that may reach a socket's file, if not the process's.
+    `read_only`: who comes there may only read. `beyond_loopback`: tcp may be for other machines.
     It has the listening socket. For ipc it holds a lock beside that, and knows the file that was
     bound, so that it can tell when somebody removed it and removes only its own.
 
@@ -131,11 +149,20 @@ class Claim:
     """
 
     def __init__(
-        self, endpoint: str, *, private: bool = False, passed: socket.socket | None = None
+        self,
+        endpoint: str,
+        *,
+        private: bool = False,
+        group: int | None = None,
+        read_only: bool = False,
+        beyond_loopback: bool = False,
+        passed: socket.socket | None = None,
     ) -> None:
-        check(endpoint)
+        check(endpoint, beyond_loopback=beyond_loopback)
         self.endpoint = endpoint
-        self._private = private
+        self.is_private = private
+        self.read_only = read_only
+        self._group = group
         if private:
             _make_private_directory(self._path.parent)
         self._lock: Ownership | None = None
@@ -171,6 +198,16 @@ class Claim:
                 self._lock.announce(told)
 
     @property
+    def is_tcp(self) -> bool:
+        """Whether other machines may be at the other end."""
+        return self.endpoint.startswith("tcp://")
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is a socket that other users may reach."""
+        return not (self.is_private or self.is_tcp)
+
+    @property
     def _path(self) -> Path:
         return Path(self.endpoint.removeprefix("ipc://"))
 
@@ -198,6 +235,8 @@ class Claim:
         umask = os.umask(0o117)  # its mode is to be 0660
         try:
             listening.bind(os.fspath(self._path))
+            if self._group is not None:  # before anybody can connect
+                os.chown(self._path, -1, self._group)
             listening.listen(socket.SOMAXCONN)
         except BaseException:
             listening.close()
@@ -233,7 +272,7 @@ class Claim:
         Raises CannotServe, AlreadyOwnedError or OSError where it is not.
         """
         if self._lock:
-            if self._private:
+            if self.is_private:
                 _make_private_directory(self._path.parent)
             self._lock.restore()
             _refuse_unless_free(self.endpoint, self._path)

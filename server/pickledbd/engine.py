@@ -31,12 +31,14 @@ from pickledbd.parking import WAITING, Parking
 from pickledbd.reaping import Reaper
 from pickledbd.records import Answer
 from pickledbd.retries import Retries, answer_to
+from pickledbd.rights import EVERYTHING, Rights
 from pickledbd.saver import Gate, Saver
 from pickledbd.status import Status
 from pickledbd.store import Effect, Store
 from pickledbd.table import View
 from pickledbd.tasks import Task, Tasks
 from pickledbd_protocol import (
+    NotAllowed,
     PickleDBError,
     Refused,
     Request,
@@ -115,13 +117,17 @@ class Engine:
         self._freeing = False
         self._tick_at = 0.0
         self._gone: set[Peer] = set()
+        self._readers: set[Peer] = set()  # who may only read
         self._gathering: set[Peer] = set()  # who have asked for several things in one message
 
     # Turns
 
-    def receive(self, peer: Peer, frames: Sequence[bytes]) -> None:
+    def receive(self, peer: Peer, frames: Sequence[bytes], rights: Rights = EVERYTHING) -> None:
         """Take in one message. What of it there is no time for is held until after this turn."""
         requests = decode_requests(frames)
+        if rights is not EVERYTHING:
+            self._readers.add(peer)
+            requests = self._permitted(requests, rights)
         is_alone = len(requests) == 1
         if not is_alone:
             self._gathering.add(peer)
@@ -143,6 +149,22 @@ class Engine:
             # Whoever has further ones under way goes on with these while those are applied. But a
             # turn that waits for the disk is worth being shared
             self.turn_over = True
+
+    def _permitted(
+        self, requests: list[Request | Refused], rights: Rights
+    ) -> list[Request | Refused]:
+        """The same, with a refusal for each that its sender may not ask."""
+        permitted: list[Request | Refused] = []
+        for request in requests:
+            if isinstance(request, Request):
+                try:
+                    rights.check(request)
+                except NotAllowed as error:
+                    if not request.more:  # nothing is kept of parts: the last is answered for all
+                        permitted.append(Refused(request.id, error))
+                    continue
+            permitted.append(request)
+        return permitted
 
     def _admit(self, peer: Peer, request: Request) -> None:
         if (
@@ -197,9 +219,10 @@ class Engine:
             return None
         about: dict[str, Any] = {}
         if name == "hello":
-            about = self._about.hello(request.args["versions"])
+            about = self._about.hello(request.args["versions"], read_only=peer in self._readers)
         elif name == "info":
-            about = self._about.info(reset=request.args.get("reset", False))
+            reset = request.args.get("reset", False)
+            about = self._about.info(reset=reset, read_only=peer in self._readers)
         return encode_reply(request.id, orjson.dumps(about))
 
     def _park(self, peer: Peer, request: Request) -> bytes | None:
@@ -467,6 +490,7 @@ class Engine:
             self._gone.update(peers)
         for peer in peers:
             self._held.pop(peer, None)
+            self._readers.discard(peer)
         self._note([text for peer in peers for text in self._parking.gone(peer)])
 
     def _free(self) -> Task[None]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import zmq
 
+from pickledbd.door import Door
 from pickledbd.endpoints import CannotServe, Claim
 from pickledbd.ownership import AlreadyOwnedError
 
@@ -23,8 +24,9 @@ log = logging.getLogger(__name__)
 class Listeners:
     """What `router` listens to."""
 
-    def __init__(self, router: zmq.Socket[bytes], claims: Iterable[Claim]) -> None:
+    def __init__(self, router: zmq.Socket[bytes], claims: Iterable[Claim], door: Door) -> None:
         self._router = router
+        self._door = door
         self._claims = list(claims)
 
     def bind(self) -> list[str]:
@@ -33,6 +35,7 @@ class Listeners:
 
     def _bind(self, claim: Claim) -> str:
         endpoint = claim.listen()
+        self._door.prepare(self._router, claim)
         self._router.use_fd = os.dup(claim.fileno())  # which libzmq closes
         try:
             self._router.bind(endpoint)

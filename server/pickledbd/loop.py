@@ -20,6 +20,7 @@ import zmq
 
 from pickledbd.clock import now_ms
 from pickledbd.connections import Connections
+from pickledbd.door import Curve, Door
 from pickledbd.endpoints import Claim
 from pickledbd.engine import Engine
 from pickledbd.listeners import Listeners
@@ -89,6 +90,7 @@ class Loop:
         notifier: Notifier,
         tasks: Tasks,
         idle_exit: float | None,
+        curve: Curve | None = None,
     ) -> None:
         self._engine = engine
         self._owner = owner
@@ -109,14 +111,18 @@ class Loop:
         self._router.sndhwm = REPLIES_QUEUED
         self._router.tcp_keepalive = 1
         self._router.linger = CLOSING_MS
-        self._listeners = Listeners(self._router, claims)
-        self._connections = Connections(self._context, self._router, first=self._arrived)
+        self._door = Door(self._context, claims, curve, status)
+        self._listeners = Listeners(self._router, claims, self._door)
+        self._connections = Connections(
+            self._context, self._router, door=self._door, first=self._arrived
+        )
         # Their descriptors are polled, not they: zmq_poll asks each of them several times over. But
         # a socket's descriptor tells that something has come only after the socket was asked, and
         # had nothing: so each is asked after it was used, before the loop sleeps.
         self._poller = select.poll()
         self._monitor_fd, self._signals_fd = self._connections.fileno(), signals.fileno()
-        for descriptor in (self._router.fileno(), self._monitor_fd, self._signals_fd):
+        first = (self._router.fileno(), self._monitor_fd, self._signals_fd)
+        for descriptor in (*first, *self._door.descriptors):
             self._poller.register(descriptor, select.POLLIN)
 
     def bind(self) -> list[str]:
@@ -134,10 +140,15 @@ class Loop:
                 next_upkeep = now + UPKEEP_SECONDS
             self._tell_lost()
             self._notice_halt()
-            wake = min(next_upkeep, self._notifier.keep_alive(now), self._engine.tick(now))
+            wake = min(
+                next_upkeep,
+                self._notifier.keep_alive(now),
+                self._look_at_keys(now),
+                self._engine.tick(now),
+            )
             # Those of tasks, and of what was held: none is to wait for the next message
             self._deliver(self._engine.take_replies())
-            if self._connections.lost or self._connections.uncounted:
+            if self._connections.lost or self._connections.uncounted or self._door.unanswered:
                 wake = now
             if self._idle_exit is not None and not self._connections and not self._tasks:
                 arrived_at = max(begun, self._connections.accepted_at)
@@ -163,6 +174,12 @@ class Loop:
             if busy or self._connections:
                 quiet_since = now
         return self._signals.received.name
+
+    def _look_at_keys(self, now: float) -> float:
+        """Hang up on those whose keys were taken back, if it is time; when to look again."""
+        if now >= self._door.look_at and self._door.look(now + TURN_SECONDS):
+            self._connections.judge_again()
+        return self._door.look_at
 
     def _sleep(self, seconds: float) -> list[int]:
         """Wait so long for something to come; the descriptors where it did."""
@@ -208,6 +225,7 @@ class Loop:
         """Let the last replies leave, and stop listening."""
         self._connections.close()
         self._router.close()
+        self._door.close()
         self._context.term()
 
     def _turn(self, ready: list[int], *, arrived: bool) -> bool:
@@ -219,6 +237,7 @@ class Loop:
             self._status.clients = len(self._connections)
         if self._signals_fd in ready:
             self._signals.drain()
+        self._door.answer()
         if arrived or (ready and _readable(router)):
             self._take_in(until)
         else:
@@ -239,7 +258,8 @@ class Loop:
                 frame = router.recv(zmq.NOBLOCK, copy=False)
                 frames.append(frame.bytes)
             self._notice_halt()
-            engine.receive(peer, frames)
+            rights = self._door.sender(frame) if connection is None else connection.rights
+            engine.receive(peer, frames, rights)
             if connection is None:
                 self._connections.lost.append(peer)
             count += 1
@@ -284,6 +304,7 @@ class Loop:
     def _upkeep(self) -> None:
         """Put back what somebody removed: the lock files, and the sockets new clients need."""
         self._engine.upkeep()
+        self._door.refusals.tell()
         self._notifier.status(self._engine.status)
         try:
             self._owner.restore()

@@ -40,10 +40,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="ENDPOINT",
         action="append",
         default=[],
-        help="listen at ipc:///PATH or tcp://127.0.0.1:PORT; may be repeated; beside the sockets "
+        help="listen at ipc:///PATH or tcp://ADDRESS:PORT; may be repeated; beside the sockets "
         "that systemd passes (default: those; or else one that only this user reaches, and that "
         "clients given LOCATION find)",
     )
+    _add_who_may_come(parser)
     parser.add_argument(
         "--idle-exit",
         metavar="SECONDS",
@@ -105,6 +106,44 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--lock-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--detach", action="store_true", help=argparse.SUPPRESS)
     return parser
+
+
+def _add_who_may_come(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bind-read-only",
+        metavar="ENDPOINT",
+        action="append",
+        default=[],
+        help="listen there, too, for clients that may only read; may be repeated (default: none)",
+    )
+    parser.add_argument(
+        "--read-only-clients",
+        action="store_true",
+        help="have all clients, wherever they come, only read (default: they may do everything)",
+    )
+    parser.add_argument(
+        "--group",
+        metavar="NAME",
+        help="the group whose members may connect to the ipc endpoints (default: this user's)",
+    )
+    parser.add_argument(
+        "--curve-key",
+        metavar="FILE",
+        help="the secret key of this daemon, as `pickledbctl keygen` makes it (NAME.key_secret): "
+        "with it tcp is encrypted, and for --authorized-keys alone (default: none)",
+    )
+    parser.add_argument(
+        "--authorized-keys",
+        metavar="DIR",
+        help="the directory with the public keys, NAME.key, of the clients that may come by tcp; "
+        "of those in DIR/read-only, that may only read. It may be changed at any time",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="serve tcp beyond loopback without keys: whoever reaches the port may then read and "
+        "change everything, and whoever is on the way can listen (default: refused)",
+    )
 
 
 def _number(

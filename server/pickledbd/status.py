@@ -14,6 +14,8 @@ class Status:
     request_bytes: int
     endpoints: list[str] = field(default_factory=list)
     clients: int = 0
+    refused: int = 0
+    """Connections, since the start."""
     started: float = field(default_factory=time.monotonic)
     longest_slice_ms: float = 0.0
     last_save_time: float | None = None
