@@ -31,18 +31,18 @@ def ctl(*args, stdin="", env=None, text=True):
 _RUN = """
 import os, sys
 os.close(os.open(os.ttyname(0), os.O_RDWR))
-os.execv(sys.executable, [sys.executable, "-m", "pickledbd_client.ctl", *sys.argv[1:]])
+os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
 class Terminal:
-    """A pickledbctl whose input and outputs are a terminal."""
+    """A pickledbctl, or another `program`, whose input and outputs are a terminal."""
 
-    def __init__(self, *args, env=None):
+    def __init__(self, *args, program=tuple(CTL), env=None):
         self.ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
             # In a session of its own, whose terminal it makes this by opening it
-            [sys.executable, "-c", _RUN, *map(str, args)],
+            [sys.executable, "-c", _RUN, *program, *map(str, args)],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -92,8 +92,11 @@ class CommandParser(argparse.ArgumentParser):
 class ShellParser(CommandParser):
     """The same where a wrong line ends nothing."""
 
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog.strip(), **options)
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (help {self.prog.strip()} tells more)")
+        raise UsageError(f"{message} (help {self.prog} tells more)")
 
 
 class Commands:

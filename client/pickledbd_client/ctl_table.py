@@ -207,13 +207,14 @@ def _add_whole(commands: Commands) -> None:
         "import",
         ctl_transfer.import_,
         "set the items of a file or of standard input, all of them or none",
-        more="""What is there besides stays, unless --replace is given. Whatever goes wrong, a bad
+        more="""What is there besides stays, unless --replace is given. Keys expire as the file, or
+            the annex beside a backup, says. Whatever goes wrong, a bad
             line or a process that is killed, nothing is changed. What is larger than the daemon's
             --max-request has to be --resumable: it goes in chunks, and if it does not come to its
             end, the same command goes on where it was. How far it is, stands meanwhile in the
             database under the key "pickledbctl import: FILE".""",
         examples="""import my_old_pickledb.db
-            import --replace dump.json
+            import --replace /backups/my-2026-11-29.db
             zcat dump.jsonl.gz | pickledbctl -f my.db import
             import huge.jsonl --resumable""",
     )
@@ -231,8 +232,8 @@ def _add_whole(commands: Commands) -> None:
         "copy the running database to a file, as it is at one moment",
         more="""The copy is a data file that pickledbd and pickleDB open; if keys expire, when they
             do stands in PATH.annex-..., which is to be copied with it. Nothing is at PATH until all
-            of it is on disk. A daemon's database is never written over: to restore a copy, stop the
-            daemon and put the copy in the place of its file, or import it with --replace.""",
+            of it is on disk; a daemon's database is never written over. To restore a copy, import
+            it with --replace.""",
         examples="backup /backups/my-$(date +%F).db\nbackup --force /backups/latest.db",
     )
     sub.add_argument("path", metavar="PATH")

@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 import orjson
 
+from pickledbd_client.annexes import with_deadlines
 from pickledbd_client.calls import ALL, Some
 from pickledbd_client.ctl_commands import DONE
 from pickledbd_client.formats import READERS, WRITERS, format_of
@@ -102,6 +103,8 @@ def import_(db: RawPickleDB, options: argparse.Namespace) -> int:
             )
         )
         entries = READERS[form](source, name)
+        if form == "json" and path is not None and total:
+            entries = with_deadlines(entries, Path(path))
         if options.resumable:
             place = os.path.realpath(path) if path else name
             Chunks(db, f"pickledbctl import: {place}", name).carry_in(entries, progress)
@@ -176,7 +179,7 @@ class Chunks:
                 self._put(chunk)
                 progress.add(chunk.count - 1)
                 chunk = Request(token)
-            self._digest.update(b"%b:%b:%d\n" % (entry.key, entry.value, entry.ttl_ms or 0))
+            self._digest.update(b"%b:%b\n" % (entry.key, entry.value))
             if self._done < before:
                 self._done += 1
                 progress.skip(1)

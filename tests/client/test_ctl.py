@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -238,3 +240,82 @@ def test_what_is_piped_and_is_no_text_is_refused_whatever_the_locale(on, db):
         assert given == (0, b"", b"")
         assert db.pop("l") == "\u00e9"
     assert "k" not in db
+
+
+def test_whether_a_key_is_there_is_the_exit_status(on, db):
+    db.set("a", None)
+    assert on("exists", "a") == (0, "", "")
+    assert on("exists", "b") == (1, "", "")
+
+
+def test_a_default_is_set_once(on, db):
+    assert on("setdefault", "k", "[1]") == (0, "[1]\n", "")
+    assert on("setdefault", "k", "2") == (0, "[1]\n", "")
+    assert db.db == {"k": [1]}
+
+
+def test_the_last_item_is_popped(on, db):
+    db.db = {"a": 1, "b": b"\xff"}
+    wanted = '{"key":"b","value":{"$binary":{"base64":"/w==","subType":"00"}}}\n'
+    assert on("popitem") == (0, wanted, "")
+    assert on("popitem")[0] == 0
+    status, out, err = on("popitem")
+    assert (status, out, "no keys in" in err) == (1, "", True)
+
+
+def test_several_keys_at_once(on, db):
+    assert on("len") == (0, "0\n", "")
+    assert on("set-many", "a", "1", "b c", "[2]", "--ttl", "60") == (0, "", "")
+    assert db.db == {"a": 1, "b c": [2]}
+    assert db.ttl("a")
+    assert on("get-many", "b c", "a") == (
+        0,
+        '{"key":"b c","value":[2]}\n{"key":"a","value":1}\n',
+        "",
+    )
+    status, out, err = on("get-many", "a", "x", "y")
+    assert (status, out) == (1, '{"key":"a","value":1}\n')
+    assert "no key 'x', 'y' in" in err
+    assert on("set-many", "--", "-x", "--", "--", "-1") == (0, "", "")
+    assert (db["-x"], db["--"]) == ("--", -1)
+    status, out, err = on("set-many", "a", "2", "b")
+    assert (status, out) == (2, "")
+    assert "no value is given for key 'b'" in err
+    status, out, err = on("set-many", "a", "2", "b", str(2**64))
+    assert (status, out) == (3, "")
+    assert "'b'" in err
+    assert db["a"] == 1
+    assert on("remove-many", "a", "x", "y") == (0, "1\n", "")
+    assert on("len") == (0, "3\n", "")
+
+
+def test_every_command_has_help_with_an_example_of_it():
+    _, out, _ = ctl("--help")
+    listed = out.split("\ncommands:")[1].split("\n\n")[0]
+    names = re.findall(r"^    ([a-z-]+) +\S", listed, re.MULTILINE)
+    assert len(names) > 25
+    assert {"export", "import", "backup", "shell", "setdefault", "exists"} <= set(names)
+    for name in names:
+        status, out, _ = ctl(name, "--help")
+        assert status == 0
+        examples = out.split("\nexamples:\n")[1].splitlines()
+        assert all("pickledbctl " in line for line in examples)
+        assert any(f" {name}" in line for line in examples)
+
+
+def test_the_exit_status_told_is_that_of_the_readme():
+    told = dict(re.findall(r"^  (\d+) +(\S.*)$", ctl("--help")[1], re.MULTILINE))
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert told == dict(re.findall(r"^\| `(\d+)` \| (.*) \|$", readme, re.MULTILINE))
+
+
+def test_items_and_keys_stream_to_a_reader_that_has_had_enough(daemon, db):
+    db.set_many({f"key {n}": "x" * 100 for n in range(50_000)})
+    for command, first in (("items", '{"key":"key 0"'), ("export", '{"key":"key 0"')):
+        line = f"{sys.executable} -m pickledbd_client.ctl -e {daemon.endpoint} {command} | head -1"
+        ended = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True,
+            timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert ended.stdout.startswith(first)

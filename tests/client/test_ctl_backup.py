@@ -80,6 +80,34 @@ def test_a_key_expires_in_the_copy_when_it_would_have_here(on, db, tmp_path):
         assert other.all() == ["long"]
 
 
+def test_a_backup_is_restored_by_an_import_with_when_its_keys_expire(on, db, tmp_path):
+    db.set_many({f"k{n}": n for n in range(3000)}, ttl=HOUR)
+    db.set_many({"always": 1, "soon": 2})
+    db.expire("soon", 1)
+    copy = tmp_path / "copy.db"
+    assert on("backup", copy) == (0, "", "")
+    wait_until(lambda: "soon" not in db, "it to be gone")
+    for how in (["--replace"], [], ["--resumable"]):
+        db.db = {"old": 1}
+        assert on("import", *how, copy) == (0, "", "")
+        assert HOUR - 60 < db.ttl("k2999") <= HOUR
+        assert db.ttl("always") is None
+        assert "soon" not in db
+        assert len(db) == 3001 + (how != ["--replace"])
+    (moved,) = tmp_path.glob("copy.db.annex-*")
+    text = moved.read_bytes()
+    db.db = {"old": 1}
+    for damaged in (text[:-1], text.replace(b"0", b"1", 1), text[: text.index(b"\n") + 1], b""):
+        moved.write_bytes(damaged)
+        status, _, err = on("import", "--replace", copy)
+        assert (status, len(err.splitlines())) == (3, 1)
+        assert f"{moved.name}, which tells when" in err
+        assert db.db == {"old": 1}
+    moved.rename(copy.with_name(f"copy.db.annex-{'0' * 16}"))  # of another file
+    assert on("import", "--replace", copy) == (0, "", "")
+    assert db.ttl("k1") is None
+
+
 def test_a_file_that_is_there_stays_unless_it_is_forced(on, db, tmp_path):
     copy = tmp_path / "copy.db"
     copy.write_text("precious")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -117,3 +121,34 @@ def test_what_stands_in_place_of_what_was_done_by_hand(shown, db, row):
     for example in examples:
         if not example.startswith(("with", "for")):  # these have examples of their own
             shown(example, k="session", value={"status": "active"})
+
+
+def test_data_is_moved_in_and_out(db, daemon, tmp_path):
+    section = README.split("### Moving data in and out")[1].split("\n### ")[0]
+    commands = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert len(commands) == 3
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "old.db").write_text('{"a": 1, "user:1": {"name": "Ann"}}')
+    db.set("session", 1, ttl=3600)
+    ended = subprocess.run(
+        [
+            "bash",
+            "-euo",
+            "pipefail",
+            "-c",
+            f'pickledbctl() {{ "{sys.executable}" -m pickledbd_client.ctl "$@"; }}\n'
+            + "\n".join(commands),
+        ],
+        cwd=folder,
+        env={**os.environ, "PICKLEDBD_URL": daemon.endpoint},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+    assert db.db == {"session": 1, "a": 1, "user:1": {"name": "Ann"}}
+    assert 3500 < db.ttl("session") <= 3600
+    assert json.loads((folder / "out.json").read_bytes()) == db.db
+    assert (folder / "users.jsonl").read_text() == '{"key":"user:1","value":{"name":"Ann"}}\n'
