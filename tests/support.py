@@ -30,6 +30,8 @@ from pickledbd.locks import Locks
 from pickledbd.snapshot import texts
 from pickledbd_client import PickleDB, RequestTimeout
 
+PROGRAM = (sys.executable, "-m", "pickledbd")
+
 PATIENCE = 60.0
 """Seconds that any wait may take before the test fails; the machine may be busy."""
 
@@ -55,10 +57,10 @@ class Daemon:
 
     running: ClassVar[list[Daemon]] = []  # ended by a fixture where a test has failed
 
-    def __init__(self, location, *options, wait=True, **popen):
+    def __init__(self, location, *options, wait=True, program=PROGRAM, **popen):
         self.location = Path(location)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pickledbd", str(location), *map(str, options)],
+            [*program, str(location), *map(str, options)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,124 @@
+"""Several databases, their options, and tcp, under a booted systemd."""
+
+from __future__ import annotations
+
+import pytest
+
+from booted import marks, needs_root, readme
+from support import wait_until
+
+pytestmark = [*marks, needs_root]
+
+CONFIG = "/etc/pickledbd/default.toml"
+
+
+@pytest.fixture
+def configured(machine):
+    """Has the daemon started anew with an option file of this text; without one in the end."""
+
+    def configure(text):
+        machine.run(f"mkdir -p /etc/pickledbd; cat >{CONFIG} <<'END'\n{text}\nEND")
+        return machine.try_run("systemctl reset-failed pickledbd; systemctl restart pickledbd")
+
+    yield configure
+    machine.run(f"rm -f {CONFIG}; systemctl reset-failed pickledbd.service pickledbd.socket")
+    machine.run("systemctl restart pickledbd")
+
+
+def test_the_example_configuration_is_installed_and_taken_as_the_readme_says(machine, configured):
+    assert configured("")[0] == 0
+    machine.run("editor() { sed -i 's/^#backups = 0/backups = 2/' $1; }\n" + readme("Options"))
+    assert machine.show("ActiveState") == "active"
+    for _ in range(4):
+        machine.ctl("incr", "saves")
+        machine.ctl("save")
+    backups = machine.run("ls /var/lib/pickledbd").split()
+    assert len([name for name in backups if name.startswith("default.db.backup-")]) == 2
+    machine.run("rm /var/lib/pickledbd/default.db.backup-*")
+
+
+def test_the_daemon_does_what_its_configuration_says(machine, configured):
+    assert configured('durability = "fsync"')[0] == 0
+    assert machine.python("print(PickleDB().info()['durability'])") == "fsync"
+
+
+def test_a_wrong_configuration_is_told_and_not_tried_again(machine, configured):
+    assert configured("durabilty = 'fsync'")[0] != 0
+    assert machine.show("ActiveState") == "failed"
+    assert machine.show("NRestarts") == "0"
+    journal = machine.run("journalctl --unit=pickledbd --lines=10")
+    assert f"{CONFIG}: there is no key durabilty; did you mean durability?" in journal
+
+
+def test_systemctl_status_shows_what_there_is(machine):
+    machine.run("systemctl restart pickledbd")
+    machine.ctl("set", "some", "thing")
+    keys = machine.python("print(PickleDB().info()['keys'])")
+
+    def told(part):
+        wait_until(lambda: part in machine.show("StatusText"), f"{part} to be told")
+
+    told(f"{int(keys):,} keys; 0 clients; 1 unsaved changes; no save yet")
+    machine.ctl("save")
+    told("0 unsaved changes; saved at 20")
+
+
+def test_further_databases_run_beside_the_default_as_the_readme_says(machine):
+    machine.ctl("set", "which", "default")
+    assert "answered" in machine.run(readme("Several databases"))
+    endpoint = "ipc:///run/pickledbd/orders.sock"
+    machine.ctl("-e", endpoint, "set", "which", "orders", user="member")
+    machine.run("systemctl start pickledbd@a-b")
+    machine.ctl("-e", "ipc:///run/pickledbd/a-b.sock", "set", "which", "a-b")
+    said = machine.run("systemd-analyze security --no-pager --threshold=10 pickledbd@orders")
+    assert "Overall exposure level for pickledbd@orders.service: 0." in said
+    machine.run("systemctl stop pickledbd@a-b.socket")
+    machine.run("systemctl restart pickledbd@orders")
+    assert machine.ctl("-e", endpoint, "get", "--raw", "which") == "orders"
+    assert machine.ctl("get", "--raw", "which") == "default"
+    status, told = machine.try_run(
+        f"/opt/pickledbd/bin/pickledbctl -e {endpoint} ping", user="stranger"
+    )
+    assert (status, "not allowed" in told) == (3, True)
+    machine.run("systemctl disable --now pickledbd@orders.socket pickledbd@orders.service")
+    assert machine.run("cd /var/lib/pickledbd; cat orders.db a-b.db").count('"which":') == 2
+    assert "orders.sock" not in machine.run("ls /run/pickledbd").split()
+
+
+def test_the_default_is_no_further_database(machine):
+    assert machine.try_run("systemctl start pickledbd@default")[0] != 0
+    assert machine.show("ActiveState", "pickledbd@default.service") == "inactive"
+    assert "answered" in machine.ctl("ping")
+
+
+def test_a_database_is_started_by_its_first_client(machine):
+    machine.run("systemctl start pickledbd@lazy.socket")
+    assert machine.show("ActiveState", "pickledbd@lazy.service") == "inactive"
+    assert "answered" in machine.ctl("-e", "ipc:///run/pickledbd/lazy.sock", "ping", user="member")
+    machine.run("systemctl stop pickledbd@lazy.socket")
+    assert machine.show("ActiveState", "pickledbd@lazy.service") == "inactive"
+
+
+def test_tcp_is_served_as_the_readme_says_by_a_service_without_a_network(machine):
+    try:
+        assert "answered" in machine.run(readme("tcp"))
+        machine.ctl("set", "by", "ipc", user="member")
+        by_tcp = ("-e", "tcp://127.0.0.1:7431")
+        assert machine.ctl(*by_tcp, "get", "--raw", "by", user="stranger") == "ipc"
+        machine.run("systemctl restart pickledbd")
+        assert "answered" in machine.ctl(*by_tcp, "ping")
+        said = machine.run("systemd-analyze security --no-pager --threshold=15 pickledbd.service")
+        assert "Overall exposure level for pickledbd.service: 0." in said
+    finally:
+        machine.run("rm -r /etc/systemd/system/pickledbd.socket.d; systemctl daemon-reload")
+        machine.run("systemctl restart pickledbd.socket pickledbd.service")
+
+
+def test_tcp_for_everybody_is_refused(machine):
+    with machine.changed("ListenStream=7431", unit="pickledbd.socket"):
+        machine.run("systemctl stop pickledbd.socket")
+        assert machine.try_run("systemctl start pickledbd")[0] != 0
+        journal = machine.run("journalctl --unit=pickledbd --lines=10")
+        assert "(pickledbd.socket), which was passed by the service manager, does not" in journal
+        machine.run("systemctl stop pickledbd.socket")
+    machine.run("systemctl reset-failed pickledbd.service; systemctl start pickledbd")
