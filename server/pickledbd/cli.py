@@ -102,8 +102,8 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
     stack.callback(owner.release)
     owner.announce({"pid": os.getpid(), "state": "starting"})
 
-    curve = admission.curve(options)
     claims = admission.claim_all(options, path, stack)
+    curve = admission.curve(options, claims)
 
     def progress(what: str, done: int) -> None:
         if signals.received:
