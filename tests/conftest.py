@@ -29,6 +29,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 @pytest.fixture(autouse=True)
 def _no_inherited_settings(monkeypatch):
+    monkeypatch.delenv("PICKLEDBD_CURVE", raising=False)
     monkeypatch.delenv("PICKLEDBD_URL", raising=False)
     monkeypatch.setenv("PICKLEDBD_IDLE_EXIT", "5")
 

@@ -15,6 +15,7 @@ from pickledbd.counters import Counters
 from pickledbd.notify import Notifier
 from pickledbd.options import parser
 from pickledbd.ownership import Ownership
+from pickledbd.rights import EVERYTHING
 from pickledbd.snapshot import DataFile
 from pickledbd.status import Status
 
@@ -27,6 +28,7 @@ class Wired:
         self.client = uuid.uuid4().hex
         self.ids = itertools.count(1)
         self.replies = []
+        self.rights = EVERYTHING  # of who sends what is received
         self.progress = []  # what the start told of it
         self.stack = contextlib.ExitStack()
         self.owner = Ownership(path)
@@ -52,7 +54,7 @@ class Wired:
         """Hand in one message; its id."""
         number = next(self.ids)
         request = {"id": number, "client": self.client, "op": op, "args": args or {}} | envelope
-        self.engine.receive(peer, [json.dumps(request).encode()])
+        self.engine.receive(peer, [json.dumps(request).encode()], self.rights)
         if self.engine.turn_over:  # as the loop does
             self.replies += self.engine.finish_turn()
         return request["id"]

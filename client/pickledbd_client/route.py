@@ -156,6 +156,8 @@ class Route:
         """The error where a request was sent, and `why` there is no connection to repeat it on."""
         if isinstance(why.__cause__, RequestTimeout):
             return self._no_answer(call, self._timeout)
+        if isinstance(why, NotAllowed) and not COMMANDS[call.op].writes:
+            return why  # which tells more, and there is nothing that may have been done
         return self.unknown(call, str(why))
 
     def timed_out(self, call: Call[Any]) -> PickleDBError:

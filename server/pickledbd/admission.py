@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from pickledbd import activation
@@ -66,23 +67,9 @@ def claim_all(
         claim(private_endpoint(location), private=True)
     for endpoint in options.bind_read_only:
         claim(endpoint, read_only=True)
-    _judge(options, claims)
-    return sorted(claims, key=lambda each: (each.read_only, each.is_tcp))
-
-
-def _judge(options: argparse.Namespace, claims: list[Claim]) -> None:
-    """CannotServe where an option would be without effect; a warning where it lets in everybody."""
     if options.group is not None and not any(each.is_shared for each in claims):
         raise CannotServe("--group is for sockets: name one, --bind ipc:///PATH")
-    if options.curve_key is not None and not any(each.is_tcp for each in claims):
-        raise CannotServe("--curve-key is for tcp: name an endpoint, --bind tcp://ADDRESS:PORT")
-    if options.insecure:
-        where = " and ".join(each.endpoint for each in claims if each.is_tcp) or "no tcp endpoint"
-        log.warning(
-            "--insecure: WHOEVER REACHES %s MAY READ AND CHANGE EVERYTHING, and whoever is on the "
-            "way can listen; see --curve-key",
-            where,
-        )
+    return sorted(claims, key=lambda each: (each.read_only, each.is_tcp))
 
 
 def group(options: argparse.Namespace) -> int | None:
@@ -90,17 +77,26 @@ def group(options: argparse.Namespace) -> int | None:
     return None if options.group is None else group_number(options.group)
 
 
-def curve(options: argparse.Namespace) -> Curve | None:
-    """What is needed to ask for keys. CannotServe if only half of it is there."""
+def curve(options: argparse.Namespace, claims: Sequence[Claim]) -> Curve | None:
+    """What is needed to ask for keys. CannotServe if only half of it is there, or of no use."""
+    tcp = [claim.endpoint for claim in claims if claim.is_tcp]
     if (options.curve_key is None) != (options.authorized_keys is None):
         raise CannotServe(
             "--curve-key and --authorized-keys belong together: the daemon's key, and those of "
             "the clients that may come"
         )
+    if options.insecure and options.curve_key is not None:
+        raise CannotServe("--insecure does without keys, and --curve-key demands them: choose one")
+    if options.insecure and tcp:
+        log.warning(
+            "--insecure: WHOEVER REACHES %s MAY READ AND CHANGE EVERYTHING, and whoever is on the "
+            "way can listen; see --curve-key",
+            " and ".join(tcp),
+        )
     if options.curve_key is None:
         return None
-    if options.insecure:
-        raise CannotServe("--insecure does without keys, and --curve-key demands them: choose one")
+    if not tcp:
+        raise CannotServe("--curve-key is for tcp: name an endpoint, --bind tcp://ADDRESS:PORT")
     _, secret = own_key(_path(options.curve_key))
     authorized = Authorized(_path(options.authorized_keys))
     if not authorized:

@@ -111,8 +111,8 @@ def _start(
     stack.callback(owner.release)
     owner.announce({"pid": os.getpid(), "state": "starting"})
 
-    curve = admission.curve(options)
     claims = admission.claim_all(options, path, stack)
+    curve = admission.curve(options, claims)
     status = Status(location=str(path), request_bytes=options.max_request * MIB)
     file = DataFile(path, options.backups)
     size = file.on_disk()

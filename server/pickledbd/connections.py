@@ -25,6 +25,11 @@ from pickledbd.rights import EVERYTHING, Rights
 # As zmq_socket_monitor(3) tells it: pyzmq's own way would import all of asyncio, at each start
 _EVENT = struct.Struct("=Hi")
 
+AT_ONCE = 32
+"""Events that are taken in together: what comes later says whom the earlier ones are about."""
+
+NOBODY = "somebody who has gone"
+
 _UCRED = struct.Struct("3i")  # pid, uid and gid, as SO_PEERCRED tells them (unix(7))
 
 
@@ -65,6 +70,7 @@ class Connections:
         """When the last one was made."""
         self._open: dict[int, Connection] = {}
         self._of_peer: dict[bytes, Connection] = {}
+        self._told: deque[tuple[int, int, bytes]] = deque()
         self._failed: dict[bytes, int] = {}  # why the handshake failed that was told of last
         self._router = router
         self._door = door
@@ -95,14 +101,18 @@ class Connections:
     def count(self, until: float = math.inf) -> None:
         """Know which connections were made and lost: all of them, or what `until` allows."""
         self.uncounted = False
-        while not self.uncounted and _readable(self._monitor):
-            told, endpoint = self._monitor.recv_multipart(zmq.NOBLOCK)
-            event, value = _EVENT.unpack(told)
+        while not self.uncounted and (self._told or self._hear()):
+            event, value, endpoint = self._told.popleft()
             if event == zmq.EVENT_ACCEPTED:
                 if not self._open:
                     self._first()
                 self.accepted_at = time.monotonic()
-                self._open[value] = Connection(value, endpoint.decode(), _who(value))
+                # Else the descriptor may be another's by now
+                has_gone = any(
+                    later[:2] == (zmq.EVENT_DISCONNECTED, value) for later in self._told
+                )
+                who = NOBODY if has_gone else _who(value)
+                self._open[value] = Connection(value, endpoint.decode(), who)
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 self._failed[endpoint] = value
             else:
@@ -111,6 +121,14 @@ class Connections:
                 if connection is not None:
                     self._forget(connection, failure)
             self.uncounted = time.monotonic() >= until
+
+    def _hear(self) -> bool:
+        """Take in what is told; whether it was anything."""
+        while len(self._told) < AT_ONCE and _readable(self._monitor):
+            told, endpoint = self._monitor.recv_multipart(zmq.NOBLOCK)
+            event, value = _EVENT.unpack(told)
+            self._told.append((event, value, endpoint))
+        return bool(self._told)
 
     def of(self, peer: bytes, frame: zmq.Frame) -> Connection | None:
         """By which connection a peer's message came; None if that was lost since."""
@@ -178,6 +196,7 @@ def _who(descriptor: int) -> str:
         with _socket(descriptor) as there:
             if there.family != socket.AF_UNIX:
                 host, port, *_ = there.getpeername()
+                there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)  # see Claim.hold
                 return f"{host}:{port}"
             if hasattr(socket, "SO_PEERCRED"):
                 told = there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
@@ -185,7 +204,7 @@ def _who(descriptor: int) -> str:
                 return f"uid {uid}, pid {pid}"
     except OSError:
         pass  # it has gone already
-    return "somebody unknown"
+    return NOBODY
 
 
 @contextlib.contextmanager

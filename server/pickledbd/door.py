@@ -28,8 +28,8 @@ ANSWERING_SECONDS = 0.0004
 
 _NO_KEY = "it shows no key, as a client without curve does"
 _FAILURES: dict[int, str] = {
-    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "one side wants keys (CURVE), the other does not",
-    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has another public key of this daemon's",
+    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it wants to show a key, which is not asked for",
+    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it takes another public key for this daemon's",
 }
 
 
@@ -107,6 +107,8 @@ class Door:
         if self._curve is not None and keyed:
             router.curve_secretkey = self._curve.secret.encode()
         router.curve_server = keyed
+        if keyed:
+            claim.hold()
 
     def user(self, frame: zmq.Frame) -> str:
         """The user id that came with a message; empty where all may do everything."""
@@ -141,10 +143,14 @@ class Door:
 
     def left(self, who: str, endpoint: str, failure: int | None) -> None:
         """A connection ended that never sent a message; `failure` as libzmq tells it."""
-        why = self._reasons.pop(who.rpartition(":")[0].strip("[]"), None)
+        keyed = self._curve is not None and endpoint.startswith("tcp:")
+        where = who.rpartition(":")[0]
+        if not where and keyed and self._reasons:  # it had gone before anybody looked who it was
+            where = who = next(iter(self._reasons))
+        why = self._reasons.pop(where, None)
+        if why is None and keyed and failure in (None, zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH):
+            why = _NO_KEY
         if why is None and failure is not None:
             why = _FAILURES.get(failure, "it does not speak ZeroMQ's protocol")
-        if why is None and self._curve is not None and endpoint.startswith("tcp:"):
-            why = _NO_KEY
         if why is not None:
             self.refusals.note(who, endpoint, why)

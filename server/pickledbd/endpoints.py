@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import stat
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ IPC_MAX = 107 if os.uname().sysname == "Linux" else 103
 """The longest path of a socket, in bytes (unix(7): sun_path, less its final NUL)."""
 
 PORT_MAX = 65535
+
+GREETING_BYTES = 64
+"""How ZMTP begins, on both sides (ZeroMQ's RFC 37)."""
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - what is made there is checked to be ours alone
 
@@ -257,6 +261,15 @@ class Claim:
             listening.close()
             raise
         return listening
+
+    def hold(self) -> None:
+        """Have nothing be read of who connects by tcp, until it is known who that is.
+
+        libzmq would hang up at once on who shows no key, and then nobody knows any more.
+        """
+        if self._socket is not None and self.is_tcp and sys.platform == "linux":
+            # Inherited by what is accepted; not so on other systems
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, GREETING_BYTES + 1)
 
     def fileno(self) -> int:
         """Of the listening socket; -1 if there is none."""
