@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pickledbd import logs
 from pickledbd.checking import check
 from pickledbd.counters import Counters
 from pickledbd.endpoints import CannotServe, Claim, counters_path, is_utf8, private_endpoint
@@ -27,6 +28,7 @@ from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.recovery import recover
 from pickledbd.saver import Gate, Saver
 from pickledbd.signals import Signals
+from pickledbd.slow import SlowLog
 from pickledbd.snapshot import DataFile, Progress, Unreadable, with_progress
 from pickledbd.status import Status
 from pickledbd.store import Store
@@ -55,15 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.pop("NOTIFY_SOCKET", None)  # its starter's, which has its own state to tell
     # A client that starts a daemon hears whether it serves, and why not: nothing else, and later
     # nothing at all
-    level = logging.CRITICAL if options.detach else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=level, format="pickledbd: %(message)s")
+    level = "CRITICAL" if options.detach else options.log_level.upper()
+    form = "text" if options.detach else options.log_format
+    options.log_format = logs.begin(form, logging.getLevelNamesMapping()[level])
     try:
         if options.check:
             return check(_data_path(options.location))
         with contextlib.ExitStack() as stack:
             _serve(options, stack)
     except (CannotServe, Unreadable, SaveFailed) as error:
-        print(f"pickledbd: {error}", file=sys.stderr)  # noqa: T201 - the one clear line
+        log.critical("%s", error, extra={"event": "failed"})  # the one clear line
         return 1
     except _Stopped:
         return 0  # before it served, so there is nothing to save
@@ -82,7 +85,7 @@ def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
         raise CannotServe(f"cannot serve {options.location}: {error.strerror}{what}") from None
     try:
         why = loop.run()
-        log.info("stopping: %s", why)
+        log.info("stopping: %s", why, extra={"event": "stopping", "why": why})
     finally:
         # Also after a fault of the loop's: what was acknowledged is whole, and worth keeping.
         notify(STOPPING=1)
@@ -113,7 +116,11 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
         status = f"reading {what}: {done / MIB:.0f} MiB"
         notify(STATUS=status, EXTEND_TIMEOUT_USEC=EXTEND_USEC)
 
-    status = Status(location=str(path), request_bytes=options.max_request * MIB)
+    status = Status(
+        location=str(path),
+        request_bytes=options.max_request * MIB,
+        slow=SlowLog(options.slow_ms),
+    )
     file = DataFile(path, options.backups)
     counters = Counters()
     engine, tasks = _recover(
@@ -146,13 +153,22 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
     gc.set_threshold(GC_THRESHOLD)
     status.endpoints = loop.bind()
     owner.announce({"pid": os.getpid(), "state": "serving", "endpoints": status.endpoints})
-    where = " and ".join(status.endpoints)
-    with contextlib.suppress(OSError):  # whoever would have read it has gone
-        print(f"pickledbd: serving {path} ({engine.keys} keys) at {where}", flush=True)  # noqa: T201 - the ready line
+    _tell_ready(status, engine.keys, options.log_format)
     if options.detach:
         _leave_terminal()
     notify(READY=1, STATUS=f"serving {engine.keys} keys")
     return engine, loop
+
+
+def _tell_ready(status: Status, keys: int, log_format: str) -> None:
+    """By a line on stdout; and in a log for programs, instead where stdout is that log."""
+    line = f"serving {status.location} ({keys} keys) at {' and '.join(status.endpoints)}"
+    if log_format != "text":
+        told = {"path": status.location, "endpoints": status.endpoints, "keys": keys}
+        log.info("%s", line, extra={"event": "serving", **told})
+    if not (log_format == "journal" and logs.is_journal(sys.stdout)):
+        with contextlib.suppress(OSError):  # whoever would have read it has gone
+            print(f"pickledbd: {line}", flush=True)  # noqa: T201 - the ready line
 
 
 def _recover(
@@ -170,7 +186,7 @@ def _recover(
     file.sweep()
     found = recover(file, choice=options.choice, progress=progress)
     for warning in found.warnings:
-        log.warning("%s", warning)
+        log.warning("%s", warning, extra={"event": "recovery"})
     longest = max(found.steps, key=lambda step: found.steps[step])
     log.info(
         "loaded %s: %d keys, %d changes from the journal; the longest step was %s, %.3f s",
@@ -179,6 +195,13 @@ def _recover(
         found.replayed,
         longest,
         found.steps[longest],
+        extra={
+            "event": "loaded",
+            "path": str(file.path),
+            "keys": len(found.table),
+            "replayed": found.replayed,
+            "seconds": round(sum(found.steps.values()), 6),
+        },
     )
     expiring = with_progress(found.expiring, file.size, lambda done: progress(file.path.name, done))
     store = Store(found.table, counters, found.locks, expiring=expiring)

@@ -9,6 +9,7 @@ ask is the loop's and the engine's.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import socket
 import struct
@@ -16,8 +17,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import zmq
+
+log = logging.getLogger(__name__)
 
 # As zmq_socket_monitor(3) tells it: pyzmq's own way would import all of asyncio, at each start
 _EVENT = struct.Struct("=Hi")
@@ -34,6 +38,8 @@ class Connection:
     """Where it was accepted."""
     who: str
     """At the other end, for logs: uid and pid, or the address."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """The same for programs that read the logs."""
     since: float = field(default_factory=time.monotonic)
     peer: bytes | None = None
     """The routing id, once it has sent a message."""
@@ -54,6 +60,10 @@ class Connections:
         """Peers that have asked something and are gone; the loop takes them."""
         self.uncounted = False
         """Whether there may be more to be told of."""
+        self.accepted = 0
+        """How many were made."""
+        self.refused = 0
+        """How many were not accepted."""
         self.accepted_at = -math.inf
         """When the last one was made."""
         self._open: dict[int, Connection] = {}
@@ -61,7 +71,8 @@ class Connections:
         self._router = router
         self._first = first
         # Their values are descriptors; DISCONNECTED also follows a handshake that failed.
-        router.monitor("inproc://connections", zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        events = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
+        router.monitor("inproc://connections", events)
         # Unbounded, since libzmq's I/O thread waits when the monitor's queue is full
         self._monitor = context.socket(zmq.PAIR)
         self._monitor.rcvhwm = 0
@@ -91,11 +102,15 @@ class Connections:
                 if not self._open:
                     self._first()
                 self.accepted_at = time.monotonic()
-                self._open[descriptor] = Connection(descriptor, endpoint.decode(), _who(descriptor))
-            else:
-                connection = self._open.pop(descriptor, None)
-                if connection is not None:
-                    self._forget(connection)
+                self.accepted += 1
+                connection = Connection(descriptor, endpoint.decode(), *_who(descriptor))
+                self._open[descriptor] = connection
+                _tell(connection, "connected", "connected to")
+            elif event == zmq.EVENT_ACCEPT_FAILED:
+                self.refused += 1
+            elif lost := self._open.pop(descriptor, None):
+                self._forget(lost)
+                _tell(lost, "disconnected", "disconnected from")
             self.uncounted = time.monotonic() >= until
 
     def of(self, peer: bytes, frame: zmq.Frame) -> Connection | None:
@@ -129,6 +144,11 @@ class Connections:
         connection = self._of_peer.get(peer)
         return "a client that has gone" if connection is None else connection.who
 
+    def fields(self, peer: bytes) -> dict[str, Any]:
+        """The same as fields of a log's line, with `peer` for the sentence."""
+        connection = self._of_peer.get(peer)
+        return {"peer": self.who(peer), **(connection.fields if connection else {})}
+
     def hang_up(self, connection: Connection) -> None:
         """End a connection, which libzmq then notices by itself."""
         self.count()  # the descriptor may be another's by now
@@ -137,20 +157,25 @@ class Connections:
                 there.shutdown(socket.SHUT_RDWR)
 
 
-def _who(descriptor: int) -> str:
-    """Whom the system knows at the other end."""
+def _tell(connection: Connection, event: str, what: str) -> None:
+    told = {"event": event, "endpoint": connection.endpoint, "peer": connection.who}
+    log.debug("%s %s %s", connection.who, what, connection.endpoint, extra=told | connection.fields)
+
+
+def _who(descriptor: int) -> tuple[str, dict[str, Any]]:
+    """Whom the system knows at the other end; and the same as fields."""
     try:
         with _socket(descriptor) as there:
             if there.family != socket.AF_UNIX:
                 host, port, *_ = there.getpeername()
-                return f"{host}:{port}"
+                return f"{host}:{port}", {"peer_address": f"{host}:{port}"}
             if hasattr(socket, "SO_PEERCRED"):
                 told = there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
                 pid, uid, _ = _UCRED.unpack(told)
-                return f"uid {uid}, pid {pid}"
+                return f"uid {uid}, pid {pid}", {"peer_uid": uid, "peer_pid": pid}
     except OSError:
         pass  # it has gone already
-    return "somebody unknown"
+    return "somebody unknown", {}
 
 
 @contextlib.contextmanager
