@@ -88,6 +88,12 @@ class Handler(logging.Handler):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
 
+    def close(self) -> None:
+        """Let go of the journal's socket."""
+        if self._socket is not None:
+            self._socket.close()
+        super().close()
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, or count it as lost."""
         try:
