@@ -54,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - until the end
     location = options.endpoint if options.file is None else options.file
     try:
-        with contextlib.closing(PickleDB(location, timeout=options.timeout)) as db:
-            status: int = options.run(db, options)
+        status: int
+        if options.run is ctl_commands.metrics:  # of a daemon that may come and go
+            status = ctl_commands.metrics(location, options)
+        else:
+            with contextlib.closing(PickleDB(location, timeout=options.timeout)) as db:
+                status = options.run(db, options)
         sys.stdout.flush()
     except PickleDBError as error:
         print(f"pickledbctl: {error}", file=sys.stderr)
@@ -232,6 +236,16 @@ def _add_others(command: Command) -> None:
     sub = command("info", ctl_commands.info, "tell about the daemon")
     sub.add_argument("--json", action="store_true", help="print it as JSON")
     command("ping", ctl_commands.ping, "tell whether the daemon answers, and how fast")
+    sub = command("metrics", ctl_commands.metrics, "serve `info` as metrics for Prometheus")
+    sub.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        default="127.0.0.1:9431",
+        help="HOST:PORT, or unix:/PATH (default: 127.0.0.1:9431)",
+    )
+    sub.add_argument(
+        "--insecure", action="store_true", help="also where others than this machine reach it"
+    )
 
 
 def _fenced(sub: argparse.ArgumentParser) -> None:

@@ -100,7 +100,7 @@ class About:
             "errors": dict(status.errors),
             "slow_operations": status.slow.count,
             "connections_accepted": status.connections_accepted,
-            "connections_refused": status.connections_refused,
+            "connections_refused": status.refused,
             "replies_lost": status.replies_lost,
             "bytes_in": status.bytes_in,
             "bytes_out": status.bytes_out,

@@ -62,8 +62,6 @@ class Connections:
         """Whether there may be more to be told of."""
         self.accepted = 0
         """How many were made."""
-        self.refused = 0
-        """How many were not accepted."""
         self.accepted_at = -math.inf
         """When the last one was made."""
         self._open: dict[int, Connection] = {}
@@ -71,8 +69,7 @@ class Connections:
         self._router = router
         self._first = first
         # Their values are descriptors; DISCONNECTED also follows a handshake that failed.
-        events = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
-        router.monitor("inproc://connections", events)
+        router.monitor("inproc://connections", zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         # Unbounded, since libzmq's I/O thread waits when the monitor's queue is full
         self._monitor = context.socket(zmq.PAIR)
         self._monitor.rcvhwm = 0
@@ -106,8 +103,6 @@ class Connections:
                 connection = Connection(descriptor, endpoint.decode(), *_who(descriptor))
                 self._open[descriptor] = connection
                 _tell(connection, "connected", "connected to")
-            elif event == zmq.EVENT_ACCEPT_FAILED:
-                self.refused += 1
             elif lost := self._open.pop(descriptor, None):
                 self._forget(lost)
                 _tell(lost, "disconnected", "disconnected from")

@@ -216,7 +216,6 @@ class Loop:
             self._connections.count(until)
             self._status.clients = len(self._connections)
             self._status.connections_accepted = self._connections.accepted
-            self._status.connections_refused = self._connections.refused
         if self._signals_fd in ready:
             self._signals.drain()
         if arrived or (ready and _readable(router)):

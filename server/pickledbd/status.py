@@ -37,7 +37,8 @@ class Status:
     errors: Counter[str] = field(default_factory=Counter)
     """Requests that were answered by an error, by its code."""
     connections_accepted: int = 0
-    connections_refused: int = 0
+    refused: int = 0
+    """Connections, since the start."""
     replies_lost: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
