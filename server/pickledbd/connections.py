@@ -21,6 +21,8 @@ from typing import Any
 
 import zmq
 
+from pickledbd.status import Status
+
 log = logging.getLogger(__name__)
 
 # As zmq_socket_monitor(3) tells it: pyzmq's own way would import all of asyncio, at each start
@@ -53,20 +55,20 @@ class Connections:
         context: zmq.Context[zmq.Socket[bytes]],
         router: zmq.Socket[bytes],
         *,
+        status: Status,
         first: Callable[[], None],
     ) -> None:
-        """`first` is called when one is made while there is no other."""
+        """`status` tells how many there are. `first` is called when there is one again."""
         self.lost: deque[bytes] = deque()
         """Peers that have asked something and are gone; the loop takes them."""
         self.uncounted = False
         """Whether there may be more to be told of."""
-        self.accepted = 0
-        """How many were made."""
         self.accepted_at = -math.inf
         """When the last one was made."""
         self._open: dict[int, Connection] = {}
         self._of_peer: dict[bytes, Connection] = {}
         self._router = router
+        self._status = status
         self._first = first
         # Their values are descriptors; DISCONNECTED also follows a handshake that failed.
         router.monitor("inproc://connections", zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
@@ -99,7 +101,7 @@ class Connections:
                 if not self._open:
                     self._first()
                 self.accepted_at = time.monotonic()
-                self.accepted += 1
+                self._status.connections_accepted += 1
                 connection = Connection(descriptor, endpoint.decode(), *_who(descriptor))
                 self._open[descriptor] = connection
                 _tell(connection, "connected", "connected to")
@@ -107,6 +109,7 @@ class Connections:
                 self._forget(lost)
                 _tell(lost, "disconnected", "disconnected from")
             self.uncounted = time.monotonic() >= until
+        self._status.clients = len(self._open)
 
     def of(self, peer: bytes, frame: zmq.Frame) -> Connection | None:
         """By which connection a peer's message came; None if that was lost since."""

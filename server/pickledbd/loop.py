@@ -107,7 +107,9 @@ class Loop:
         self._router.tcp_keepalive = 1
         self._router.linger = CLOSING_MS
         self._listeners = Listeners(self._router, claims)
-        self._connections = Connections(self._context, self._router, first=self._arrived)
+        self._connections = Connections(
+            self._context, self._router, status=status, first=self._arrived
+        )
         status.slow.who = self._connections.fields
         status.libzmq = zmq.zmq_version()
         # Their descriptors are polled, not they: zmq_poll asks each of them several times over. But
@@ -214,8 +216,6 @@ class Loop:
         until = time.monotonic() + TURN_SECONDS
         if self._connections.uncounted or self._monitor_fd in ready:
             self._connections.count(until)
-            self._status.clients = len(self._connections)
-            self._status.connections_accepted = self._connections.accepted
         if self._signals_fd in ready:
             self._signals.drain()
         if arrived or (ready and _readable(router)):
