@@ -252,6 +252,7 @@ def fetch_wheels(directory):
             *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", directory),
             *("--only-binary=:all:", "--python-version", version),
             *project["project"]["dependencies"],
+            *project["project"]["optional-dependencies"]["metrics"],
             *project["build-system"]["requires"],
         ],
         stdout=subprocess.PIPE,

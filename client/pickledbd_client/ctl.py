@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pickledbd_client.ctl_commands import DONE, FAILED
+from pickledbd_client.ctl_commands import DONE, FAILED, metrics
 from pickledbd_client.ctl_parser import whole
 from pickledbd_client.ctl_shell import shell
 from pickledbd_client.ctl_table import add_all
@@ -84,6 +84,23 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("name", metavar="NAME", help="of the files: NAME.key_secret and NAME.key")
     sub.add_argument("--dir", metavar="DIR", default=".", help="where to make them (default: .)")
+    sub = commands.add(
+        "metrics",
+        metrics,
+        "serve `info` as metrics for Prometheus",
+        more="""Of a daemon that may come and go; to Ctrl+C. Needs pickledbd[metrics].""",
+        examples="metrics\nmetrics --listen unix:/run/pickledbd-metrics/http.sock",
+        opens=False,
+    )
+    sub.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        default="127.0.0.1:9431",
+        help="HOST:PORT, or unix:/PATH (default: 127.0.0.1:9431)",
+    )
+    sub.add_argument(
+        "--insecure", action="store_true", help="also where others than this machine reach it"
+    )
     return found
 
 

@@ -30,7 +30,7 @@ from pickledbd_protocol import (
     shown,
 )
 
-DONE, NOT_THERE, USAGE, FAILED = 0, 1, 2, 3
+DONE, NOT_THERE, USAGE, FAILED = range(4)
 
 
 def set_(db: PickleDB, options: argparse.Namespace) -> int:
@@ -260,6 +260,35 @@ def ping(db: PickleDB, _options: argparse.Namespace) -> int:
     db.ping()
     took_ms = (time.monotonic() - started) * 1000
     write(f"{db.location} answered in {took_ms:.2f} ms\n".encode())
+    return DONE
+
+
+def metrics(options: argparse.Namespace) -> int:
+    try:
+        from pickledbd_client.metrics import serve  # noqa: PLC0415 - an extra, which few need
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("prometheus_client"):
+            raise
+        print(
+            "pickledbctl: metrics needs the package prometheus-client: "
+            "pip install 'pickledbd[metrics]'",
+            file=sys.stderr,
+        )
+        return FAILED
+    try:
+        serve(
+            options.location,
+            options.listen,
+            timeout=options.timeout,
+            curve=options.curve,
+            insecure=options.insecure,
+        )
+    except ValueError as error:
+        print(f"pickledbctl: --listen {error}", file=sys.stderr)
+        return USAGE
+    except OSError as error:
+        print(f"pickledbctl: cannot listen at {options.listen}: {error.strerror}", file=sys.stderr)
+        return FAILED
     return DONE
 
 

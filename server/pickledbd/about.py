@@ -7,14 +7,18 @@ shows. All of it is known by others.
 from __future__ import annotations
 
 import os
+import platform
 import time
 from typing import Any
 
+import orjson
+
+from pickledbd import logs, usage
 from pickledbd.clock import now_ms
 from pickledbd.journal import Journal
 from pickledbd.parking import Parking
 from pickledbd.saver import Saver
-from pickledbd.status import Status
+from pickledbd.status import SLICES_MS, Status
 from pickledbd.store import Store
 from pickledbd_protocol import PROTOCOL_VERSION, ProtocolError, __version__
 
@@ -60,13 +64,20 @@ class About:
     def info(self, *, reset: bool, read_only: bool) -> dict[str, Any]:
         """The answer to `info`; with `reset` what is longest begins anew."""
         status = self._status
-        told: dict[str, Any] = {
+        told = {**self._state(), "read_only": read_only, **self._counts(), **self._process()}
+        if reset:
+            status.longest_slice_ms = 0.0
+        return told
+
+    def _state(self) -> dict[str, Any]:
+        """How things stand."""
+        status = self._status
+        return {
             "pid": os.getpid(),
             "version": __version__,
             "protocol": PROTOCOL_VERSION,
             "location": status.location,
             "endpoints": status.endpoints,
-            "read_only": read_only,
             "keys": len(self._store),
             "clients": status.clients,
             "durability": self._journal.durable,
@@ -82,10 +93,48 @@ class About:
             "locks": len(self._store.locks),
             "waiting": len(self._parking),
             "longest_slice_ms": round(status.longest_slice_ms, 3),
+            "slow": status.slow.last(),
         }
-        if reset:
-            status.longest_slice_ms = 0.0
-        return told
+
+    def _counts(self) -> dict[str, Any]:
+        """What has happened since the start."""
+        status = self._status
+        bounds = [*map(str, SLICES_MS), "more"]
+        return {
+            "requests": {name: count for name, count in status.requests.items() if count},
+            "errors": dict(status.errors),
+            "slow_operations": status.slow.count,
+            "connections_accepted": status.connections_accepted,
+            "connections_refused": status.connections_refused,
+            "replies_lost": status.replies_lost,
+            "bytes_in": status.bytes_in,
+            "bytes_out": status.bytes_out,
+            "expired_keys": self._store.expired,
+            "changes_told": self._store.feed.told,
+            "locks_granted": self._store.locks.grants_made,
+            "large_batches": status.large_batches,
+            "saves": status.saves,
+            "saves_failed": status.saves_failed,
+            "save_seconds": round(status.save_seconds, 6),
+            "journal_written": self._journal.written,
+            "journal_syncs": self._journal.syncs,
+            "log_lines_lost": logs.lost(),
+            "busy_seconds": round(status.busy_seconds, 6),
+            "slices": dict(zip(bounds, status.slices, strict=True)),
+        }
+
+    def _process(self) -> dict[str, Any]:
+        """What the process takes, and is made of."""
+        status = self._status
+        return {
+            "cpu_seconds": round(time.process_time(), 6),
+            "resident_bytes": usage.resident_bytes(),
+            "descriptors": usage.descriptors(status.clients),
+            "descriptors_max": usage.descriptors_max(),
+            "python": platform.python_version(),
+            "libzmq": status.libzmq,
+            "orjson": orjson.__version__,
+        }
 
     def line(self) -> str:
         """What there is, and how it goes, for who asks `systemctl status`."""

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pickledbd import admission, config
+from pickledbd import admission, config, logs
 from pickledbd.checking import check
 from pickledbd.counters import Counters
 from pickledbd.endpoints import CannotServe, counters_path, is_utf8
@@ -28,6 +28,7 @@ from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.recovery import recover
 from pickledbd.saver import Gate, Saver
 from pickledbd.signals import Signals
+from pickledbd.slow import SlowLog
 from pickledbd.snapshot import DataFile, Progress, Unreadable, with_progress
 from pickledbd.status import Status
 from pickledbd.store import Store
@@ -61,17 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         notifier = Notifier()  # the other is its starter's, which has its own state to tell
     # A client that starts a daemon hears whether it serves, and why not: nothing else, and later
     # nothing at all
-    level = logging.CRITICAL if options.detach else logging.INFO
+    level = "CRITICAL" if options.detach else options.log_level.upper()
+    form = "text" if options.detach else options.log_format
+    options.log_format = logs.begin(form, logging.getLevelNamesMapping()[level])
     if not options.detach:
         faulthandler.enable()  # where it was, when the watchdog or libzmq aborts it
-    logging.basicConfig(stream=sys.stderr, level=level, format="pickledbd: %(message)s")
     try:
         if options.check:
             return check(_data_path(options.location))
         with contextlib.ExitStack() as stack:
             _serve(options, notifier, stack)
     except (CannotServe, Unreadable, SaveFailed) as error:
-        print(f"pickledbd: {error}", file=sys.stderr)  # noqa: T201 - the one clear line
+        log.critical("%s", error, extra={"event": "failed"})  # the one clear line
         return 1
     except _Stopped:
         return 0  # before it served, so there is nothing to save
@@ -90,7 +92,7 @@ def _serve(options: argparse.Namespace, notifier: Notifier, stack: contextlib.Ex
         raise CannotServe(f"cannot serve {options.location}: {error.strerror}{what}") from None
     try:
         why = loop.run()
-        log.info("stopping: %s", why)
+        log.info("stopping: %s", why, extra={"event": "stopping", "why": why})
     finally:
         # Also after a fault of the loop's: what was acknowledged is whole, and worth keeping.
         notifier.stopping()
@@ -113,7 +115,11 @@ def _start(
 
     claims = admission.claim_all(options, path, stack)
     curve = admission.curve(options, claims)
-    status = Status(location=str(path), request_bytes=options.max_request * MIB)
+    status = Status(
+        location=str(path),
+        request_bytes=options.max_request * MIB,
+        slow=SlowLog(options.slow_ms),
+    )
     file = DataFile(path, options.backups)
     size = file.on_disk()
 
@@ -171,13 +177,22 @@ def _start(
     gc.set_threshold(GC_THRESHOLD)
     status.endpoints = loop.bind()
     announce("serving", endpoints=status.endpoints)
-    where = " and ".join(status.endpoints)
-    with contextlib.suppress(OSError):  # whoever would have read it has gone
-        print(f"pickledbd: serving {path} ({engine.keys} keys) at {where}", flush=True)  # noqa: T201 - the ready line
+    _tell_ready(status, engine.keys, options.log_format)
     if options.detach:
         _leave_terminal()
     notifier.ready(engine.status)
     return engine, loop
+
+
+def _tell_ready(status: Status, keys: int, log_format: str) -> None:
+    """By a line on stdout; and in a log for programs, instead where stdout is that log."""
+    line = f"serving {status.location} ({keys} keys) at {' and '.join(status.endpoints)}"
+    if log_format != "text":
+        told = {"path": status.location, "endpoints": status.endpoints, "keys": keys}
+        log.info("%s", line, extra={"event": "serving", **told})
+    if not (log_format == "journal" and logs.is_journal(sys.stdout)):
+        with contextlib.suppress(OSError):  # whoever would have read it has gone
+            print(f"pickledbd: {line}", flush=True)  # noqa: T201 - the ready line
 
 
 def _recover(
@@ -196,7 +211,7 @@ def _recover(
     file.sweep()
     found = recover(file, choice=options.choice, progress=progress)
     for warning in found.warnings:
-        log.warning("%s", warning)
+        log.warning("%s", warning, extra={"event": "recovery"})
     longest = max(found.steps, key=lambda step: found.steps[step])
     log.info(
         "loaded %s: %d keys, %d changes from the journal; the longest step was %s, %.3f s",
@@ -205,6 +220,13 @@ def _recover(
         found.replayed,
         longest,
         found.steps[longest],
+        extra={
+            "event": "loaded",
+            "path": str(file.path),
+            "keys": len(found.table),
+            "replayed": found.replayed,
+            "seconds": round(sum(found.steps.values()), 6),
+        },
     )
     expiring = with_progress(found.expiring, file.size, lambda done: progress(file.path.name, done))
     store = Store(found.table, counters, found.locks, expiring=expiring)

@@ -9,6 +9,7 @@ ask is the loop's and the engine's.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import socket
 import struct
@@ -16,11 +17,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import zmq
 
 from pickledbd.door import Door
 from pickledbd.rights import EVERYTHING, Rights
+from pickledbd.status import Status
+
+log = logging.getLogger(__name__)
 
 # As zmq_socket_monitor(3) tells it: pyzmq's own way would import all of asyncio, at each start
 _EVENT = struct.Struct("=Hi")
@@ -42,6 +47,8 @@ class Connection:
     """Where it was accepted."""
     who: str
     """At the other end, for logs: uid and pid, or the address."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """The same for programs that read the logs."""
     since: float = field(default_factory=time.monotonic)
     peer: bytes | None = None
     """The routing id, once it has sent a message."""
@@ -58,10 +65,11 @@ class Connections:
         context: zmq.Context[zmq.Socket[bytes]],
         router: zmq.Socket[bytes],
         *,
+        status: Status,
         door: Door,
         first: Callable[[], None],
     ) -> None:
-        """`first` is called when one is made while there is no other."""
+        """`status` tells how many there are. `first` is called when there is one again."""
         self.lost: deque[bytes] = deque()
         """Peers that have asked something and are gone; the loop takes them."""
         self.uncounted = False
@@ -73,6 +81,7 @@ class Connections:
         self._told: deque[tuple[int, int, bytes]] = deque()
         self._failed: dict[bytes, int] = {}  # why the handshake failed that was told of last
         self._router = router
+        self._status = status
         self._door = door
         self._first = first
         # Their values are descriptors, but for the reason of a failed handshake, after which
@@ -107,20 +116,22 @@ class Connections:
                 if not self._open:
                     self._first()
                 self.accepted_at = time.monotonic()
+                self._status.connections_accepted += 1
                 # Else the descriptor may be another's by now
-                has_gone = any(
-                    later[:2] == (zmq.EVENT_DISCONNECTED, value) for later in self._told
-                )
-                who = NOBODY if has_gone else _who(value)
-                self._open[value] = Connection(value, endpoint.decode(), who)
+                has_gone = any(later[:2] == (zmq.EVENT_DISCONNECTED, value) for later in self._told)
+                who, fields = (NOBODY, {}) if has_gone else _who(value)
+                connection = Connection(value, endpoint.decode(), who, fields)
+                self._open[value] = connection
+                _tell(connection, "connected", "connected to")
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 self._failed[endpoint] = value
             else:
                 failure = self._failed.pop(endpoint, None)
-                connection = self._open.pop(value, None)
-                if connection is not None:
-                    self._forget(connection, failure)
+                if lost := self._open.pop(value, None):
+                    self._forget(lost, failure)
+                    _tell(lost, "disconnected", "disconnected from")
             self.uncounted = time.monotonic() >= until
+        self._status.clients = len(self._open)
 
     def _hear(self) -> bool:
         """Take in what is told; whether it was anything."""
@@ -182,6 +193,11 @@ class Connections:
         connection = self._of_peer.get(peer)
         return "a client that has gone" if connection is None else connection.who
 
+    def fields(self, peer: bytes) -> dict[str, Any]:
+        """The same as fields of a log's line, with `peer` for the sentence."""
+        connection = self._of_peer.get(peer)
+        return {"peer": self.who(peer), **(connection.fields if connection else {})}
+
     def hang_up(self, connection: Connection) -> None:
         """End a connection, which libzmq then notices by itself."""
         self.count()  # the descriptor may be another's by now
@@ -190,21 +206,26 @@ class Connections:
                 there.shutdown(socket.SHUT_RDWR)
 
 
-def _who(descriptor: int) -> str:
-    """Whom the system knows at the other end."""
+def _tell(connection: Connection, event: str, what: str) -> None:
+    told = {"event": event, "endpoint": connection.endpoint, "peer": connection.who}
+    log.debug("%s %s %s", connection.who, what, connection.endpoint, extra=told | connection.fields)
+
+
+def _who(descriptor: int) -> tuple[str, dict[str, Any]]:
+    """Whom the system knows at the other end; and the same as fields."""
     try:
         with _socket(descriptor) as there:
             if there.family != socket.AF_UNIX:
                 host, port, *_ = there.getpeername()
                 there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)  # see Claim.hold
-                return f"{host}:{port}"
+                return f"{host}:{port}", {"peer_address": f"{host}:{port}"}
             if hasattr(socket, "SO_PEERCRED"):
                 told = there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
                 pid, uid, _ = _UCRED.unpack(told)
-                return f"uid {uid}, pid {pid}"
+                return f"uid {uid}, pid {pid}", {"peer_uid": uid, "peer_pid": pid}
     except OSError:
         pass  # it has gone already
-    return NOBODY
+    return NOBODY, {}
 
 
 @contextlib.contextmanager

@@ -120,7 +120,8 @@ class Counters:
             self.end()
             failure = f"no table at {path}: {error.strerror}"
             if failure != self._failure:
-                log.warning("clients cannot keep values at hand: %s", failure)
+                told = {"event": "no_counters"}
+                log.warning("clients cannot keep values at hand: %s", failure, extra=told)
             self._failure = failure
         else:
             self._failure = None
@@ -172,7 +173,8 @@ class Counters:
         if self._lease is not None and self._in_place():
             return
         if self._lease is not None:
-            log.warning("%s was removed; making it again", self._path)
+            told = {"event": "counters_removed", "path": str(self._path)}
+            log.warning("%s was removed; making it again", self._path, extra=told)
             self.end()
         self.share(self._place, sweep=self._sweeps, group=self._group)
 

@@ -26,7 +26,7 @@ from pickledbd.clock import now_ms
 from pickledbd.disk import DiskError
 from pickledbd.handlers import HANDLERS, READERS, carry_out
 from pickledbd.journal import Journal
-from pickledbd.large import Large, fault
+from pickledbd.large import Large
 from pickledbd.parking import WAITING, Parking
 from pickledbd.reaping import Reaper
 from pickledbd.records import Answer
@@ -101,6 +101,7 @@ class Engine:
         self._retries = retries
         self._saver = saver
         self._status = status
+        self._slow = status.slow
         self._tasks = tasks
         self._reaper = Reaper(store, journal, saver, tasks)
         self._large = Large(store, journal, retries, saver, reaper=self._reaper, gate=gate)
@@ -112,7 +113,9 @@ class Engine:
         self._in_doubt = False  # whether what is refused now may come back at the next start
         self._applying: set[Peer] = set()  # whose large batch does not count yet
         self._held: dict[Peer, list[Request]] = {}  # until a batch counts, or there is time
-        self._waiting: dict[tuple[Peer, int], None] = {}  # answers that take long
+        # Answers that take long, and since when they are waited for
+        self._waiting: dict[tuple[Peer, int], float] = {}
+        self._begun = 0.0  # when what the loop is held by was begun
         self._tell_alive = 0.0
         self._freeing = False
         self._tick_at = 0.0
@@ -122,8 +125,12 @@ class Engine:
 
     # Turns
 
-    def receive(self, peer: Peer, frames: Sequence[bytes], rights: Rights = EVERYTHING) -> None:
-        """Take in one message. What of it there is no time for is held until after this turn."""
+    def receive(self, peer: Peer, frames: Sequence[bytes], rights: Rights = EVERYTHING) -> float:
+        """Take in one message. What of it there is no time for is held until after this turn.
+
+        Returns the time.monotonic() at its end.
+        """
+        self._begun = time.monotonic()
         requests = decode_requests(frames)
         if rights is not EVERYTHING:
             self._readers.add(peer)
@@ -131,17 +138,20 @@ class Engine:
         is_alone = len(requests) == 1
         if not is_alone:
             self._gathering.add(peer)
-        until = time.monotonic() + TAKEN_IN_SECONDS
+        until = 0.0 if is_alone else time.monotonic() + TAKEN_IN_SECONDS
         for number, request in enumerate(requests):
             if isinstance(request, Refused):
                 if request.is_part and request.id is not None:
                     self._batches.refuse(peer, request.id, request.error)
                 else:
+                    self._status.errors[request.error.code] += 1
                     self._replies.append((peer, encode_error(request.id, request.error)))
                 continue
+            if not request.more:
+                self._status.requests[request.command.name] += 1
             if self.turn_over:  # by the request before, of the same message
                 self._end_turn()
-            if number and time.monotonic() >= until:
+            if number and self._begun >= until:
                 self._hold(peer, request)
             else:
                 self._admit(peer, request)
@@ -149,6 +159,7 @@ class Engine:
             # Whoever has further ones under way goes on with these while those are applied. But a
             # turn that waits for the disk is worth being shared
             self.turn_over = True
+        return self._begun
 
     def _permitted(
         self, requests: list[Request | Refused], rights: Rights
@@ -178,6 +189,10 @@ class Engine:
         if not request.more:  # what was gathered is not to be gathered once more
             self._turn.requests.append((peer, request))
         self._answer(peer, request)
+        now = time.monotonic()
+        if now - self._begun >= self._slow.seconds:
+            self._slow.held(peer, request, now - self._begun)
+        self._begun = now
 
     def _hold(self, peer: Peer, request: Request) -> None:
         self._held.setdefault(peer, []).append(_as_sent_now(request))
@@ -187,18 +202,30 @@ class Engine:
         clock.hold()
         try:
             reply = self._apply(peer, request)
-        except PickleDBError as error:
+        except Exception as error:  # noqa: BLE001 - which is answered, and logged if it is a fault
             self._store.roll_back(start)
-            reply = encode_error(request.id, error)
-        except Exception:
-            # Whatever it was, it was one request's; the others must go on.
-            log.exception("a %s of client %s failed", request.command.name, request.client)
-            self._store.roll_back(start)
-            reply = fault(request)
+            reply = self._refuse(peer, request, error)
         finally:
             clock.let_go()
         if reply is not None:
             self._turn.replies.append((peer, reply))
+
+    def _refuse(self, peer: Peer, request: Request, error: Exception) -> bytes:
+        """The reply with an error. Of a fault the log has more than the client is told."""
+        if not isinstance(error, PickleDBError):
+            # Whatever it was, it was one request's; the others must go on.
+            name, who = request.command.name, self._slow.who(peer)
+            log.error(
+                "a %s of client %s (%s) failed",
+                name,
+                request.client,
+                who.get("peer"),
+                exc_info=error,
+                extra={"event": "fault", "command": name, "client": request.client, **who},
+            )
+            error = PickleDBError(f"{name} failed in the daemon; see its log")
+        self._status.errors[error.code] += 1
+        return encode_error(request.id, error)
 
     def _apply(self, peer: Peer, request: Request) -> bytes | None:
         """The reply, or None if it comes later."""
@@ -282,11 +309,14 @@ class Engine:
             if self._journal.appends:
                 turn.records += texts
         if turn.records:
+            began = time.monotonic()
             try:
                 self._journal.write(turn.records)
             except DiskError as error:
                 turn = self._done_again(error)
-            soon = 0.0 if self._saver.refusing else time.monotonic() + TICK_SECONDS
+            self._begun = time.monotonic()
+            self._slow.journal(self._begun - began)
+            soon = 0.0 if self._saver.refusing else self._begun + TICK_SECONDS
             self._tick_at = min(self._tick_at, soon)
         if self._store.logged():
             self._store.commit()
@@ -312,15 +342,16 @@ class Engine:
 
     def _begin_tasks(self, turn: _Turn) -> None:
         """Begin what the turn asked for and takes long."""
+        now = time.monotonic()
         for peer, request in turn.reads:
-            self._waiting[peer, request.id] = None
+            self._waiting[peer, request.id] = now
             store = self._store
             view = store.view()
             reader = READERS[request.command.name]
             parts = reader(store.content(view), request.args, store.feed.sequence)
             self._tasks.add(self._read(peer, request, view, parts))
         for peer, request, batch in turn.large:
-            self._waiting[peer, request.id] = None
+            self._waiting[peer, request.id] = now
             answer = partial(self._applied, peer, request)
             self._tasks.add(self._large.carry_out(request, batch, answer))
         self._begin_saves(turn.saves)
@@ -411,7 +442,8 @@ class Engine:
         """Take up what was held, if it need not be any more; True if there is more to take up."""
         if not self._held:
             return False
-        until = time.monotonic() + TAKEN_IN_SECONDS
+        self._begun = time.monotonic()
+        until = self._begun + TAKEN_IN_SECONDS
         for peer in [peer for peer in self._held if peer not in self._applying]:
             held = deque(self._held.pop(peer))
             while held and peer not in self._held:
@@ -471,7 +503,8 @@ class Engine:
         by itself.
         """
         if not self._tasks and self._saver.refresh():
-            log.warning("%s was changed by another program; loaded again", self._status.location)
+            told = {"event": "loaded_again", "path": self._status.location}
+            log.warning("%s was changed by another program; loaded again", told["path"], extra=told)
 
     def upkeep(self) -> None:
         """Forget what nobody will ask for any more."""
@@ -513,11 +546,22 @@ class Engine:
             self._replies.append((peer, encode_reply(request.id, part)))
         finally:
             view.close()
-            self._waiting.pop((peer, request.id), None)
+            self._waited(peer, request)
 
-    def _applied(self, peer: Peer, request: Request, reply: bytes) -> None:
+    def _waited(self, peer: Peer, request: Request) -> None:
+        """What takes long was done."""
+        began = self._waiting.pop((peer, request.id), None)
+        if began is not None:
+            self._slow.took(peer, request, time.monotonic() - began)
+
+    def _applied(self, peer: Peer, request: Request, result: bytes | Exception) -> None:
         """A large batch has come to count, or was refused."""
-        self._waiting.pop((peer, request.id), None)
+        self._waited(peer, request)
+        self._status.large_batches += 1
+        if isinstance(result, bytes):
+            reply = encode_reply(request.id, result)
+        else:
+            reply = self._refuse(peer, request, result)
         self._replies.append((peer, reply))
         self._applying.discard(peer)
 
@@ -527,15 +571,15 @@ class Engine:
             if not needed:
                 self._replies.append((peer, encode_reply(request.id, b'{"saved":false}')))
                 continue
-            self._waiting[peer, request.id] = None
+            self._waiting[peer, request.id] = time.monotonic()
 
             def saved(
                 error: SaveFailed | None, peer: Peer = peer, request: Request = request
             ) -> None:
-                self._waiting.pop((peer, request.id), None)
+                self._waited(peer, request)
                 reply = encode_reply(request.id, b'{"saved":true}')
                 if error is not None:
-                    reply = encode_error(request.id, error)
+                    reply = self._refuse(peer, request, error)
                 self._replies.append((peer, reply))
 
             self._saver.save(saved)

@@ -80,6 +80,9 @@ class Journal:
         self._superfluous: set[int] = set()
         self._highest = highest  # never a number twice: a file may have failed to be removed
         self._told_synced = 0
+        self.written = 0
+        """Bytes that were appended."""
+        self._syncs = [0, 0]  # by the loop, by the thread: neither counts what the other does
         self._syncing = threading.Lock()  # held while descriptors are synced, or closed
         for number, start, end in known:
             path = journal_path(data, number)
@@ -98,6 +101,11 @@ class Journal:
     def size(self) -> int:
         """Bytes of what is not in the data file."""
         return sum(file.size - file.start for file in self._files)
+
+    @property
+    def syncs(self) -> int:
+        """How often what was appended was synced to the disk."""
+        return sum(self._syncs)
 
     @property
     def unsynced(self) -> bool:
@@ -134,7 +142,9 @@ class Journal:
                 error.leaves_traces = True  # until a later journal's head tells this one's length
             raise
         file.size += len(lines)
+        self.written += len(lines)
         if sync_now:
+            self._syncs[0] += 1
             file.synced = file.size
 
     def sync(self, *, newest_only: bool = False) -> None:
@@ -151,6 +161,7 @@ class Journal:
                     except DiskError as error:
                         file.failed = error
                         raise
+                    self._syncs[1] += 1
                     file.synced = size
 
     # When a snapshot is written: mark, rebase; a new file: prepare, switch, drop the older ones.
@@ -215,6 +226,7 @@ class Journal:
             self._give_up()
             raise
         new.size = new.start = len(head)
+        self.written += len(head)
         self._told_synced = 0
         self._next = None
         self._files.append(new)

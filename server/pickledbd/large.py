@@ -7,7 +7,6 @@ store adopts them.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from pickledbd import records
@@ -19,9 +18,7 @@ from pickledbd.retries import Retries, answer_to
 from pickledbd.saver import Gate, Saver
 from pickledbd.store import Store
 from pickledbd.tasks import Task
-from pickledbd_protocol import PickleDBError, Request, encode_error, encode_reply
-
-log = logging.getLogger(__name__)
+from pickledbd_protocol import Request
 
 
 class Large:
@@ -45,10 +42,11 @@ class Large:
         self._gate = gate
 
     def carry_out(
-        self, request: Request, batch: Batch, answer: Callable[[bytes], None]
+        self, request: Request, batch: Batch, answer: Callable[[bytes | Exception], None]
     ) -> Task[None]:
-        """Apply a batch; `answer` is called with the reply, be it of an error."""
+        """Apply a batch; `answer` is called with the result, or with why it was not applied."""
         adopted = False
+        result: bytes | Exception
         try:
             yield from batch.prepare()
             yield from self._gate.enter()
@@ -58,15 +56,12 @@ class Large:
                 if known is None:
                     yield from self._commit(request, batch)
                     known, adopted = b"{}", True
-                reply = encode_reply(request.id, known)
+                result = known
             finally:
                 self._gate.leave()
-        except PickleDBError as error:
-            reply = encode_error(request.id, error)
-        except Exception:
-            log.exception("a %s of client %s failed", request.command.name, request.client)
-            reply = fault(request)
-        answer(reply)
+        except Exception as error:  # noqa: BLE001 - which is answered, and logged if it is a fault
+            result = error
+        answer(result)
         if adopted:  # else it would be another's, and two must not fold the same
             yield from self._store.fold()
 
@@ -116,9 +111,3 @@ class Large:
         """LockLost if it names the token of a lock that is not held any more."""
         if "token" in request.args:
             self._store.locks.demand(request.args["token"])
-
-
-def fault(request: Request) -> bytes:
-    """The reply where something went wrong that should not."""
-    error = PickleDBError(f"{request.command.name} failed in the daemon; see its log")
-    return encode_error(request.id, error)

@@ -56,13 +56,19 @@ class Listeners:
         for claim in self._claims:
             if not claim.lost():
                 continue
-            log.warning("%s was removed; binding it again", claim.endpoint)
+            told = {"event": "socket_removed", "endpoint": claim.endpoint}
+            log.warning("%s was removed; binding it again", claim.endpoint, extra=told)
             try:
                 claim.restore()
                 with contextlib.suppress(zmq.ZMQError):  # it may be unbound since last time
                     self._router.unbind(claim.endpoint)
                 self._bind(claim)
             except AlreadyOwnedError as error:
-                log.error("%s was removed and is now held by pid %s", error.args[0], error.pid)
+                told = {"event": "lock_taken", "path": str(error.args[0]), "owner_pid": error.pid}
+                log.error(
+                    "%s was removed and is now held by pid %s", error.args[0], error.pid, extra=told
+                )
             except (CannotServe, OSError) as error:
-                log.error("cannot restore what was removed: %s", error)
+                log.error(
+                    "cannot restore what was removed: %s", error, extra={"event": "not_restored"}
+                )

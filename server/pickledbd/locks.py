@@ -61,6 +61,8 @@ class Locks:
         """Those who wait no longer, and have to be answered so."""
         self.changes = 0
         """How often a lock was granted, or ended."""
+        self.grants_made = 0
+        """How often one was granted, since the start."""
         self._held: dict[str, Lock] = {}
         self._by_ask: dict[Ask, Lock] = {}
         self._by_token: dict[int, Lock] = {}
@@ -239,8 +241,10 @@ class Locks:
             lock = Lock(name, *waiter.ask, self.fence, waiter.ttl_ms, now + waiter.ttl_ms)
             self._begin(lock)
             self._tie(waiter)
+            self.grants_made += 1
 
             def undo(waiter: Waiter = waiter, lock: Lock = lock) -> None:
+                self.grants_made -= 1
                 self._end(lock)
                 self._queues.put_back(waiter)
 

@@ -102,7 +102,6 @@ class Loop:
         self._quiet_at = 0.0  # when nobody is asking any more
         self._next_slice = 0.0  # when tasks may run although somebody is
         self._awake_at = 0  # when it last began to do something, by the daemon's clock
-        self._replies_lost = 0
         self._tell_lost_at = 0.0
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
@@ -114,8 +113,10 @@ class Loop:
         self._door = Door(self._context, claims, curve, status)
         self._listeners = Listeners(self._router, claims, self._door)
         self._connections = Connections(
-            self._context, self._router, door=self._door, first=self._arrived
+            self._context, self._router, status=status, door=self._door, first=self._arrived
         )
+        status.slow.who = self._connections.fields
+        status.libzmq = zmq.zmq_version()
         # Their descriptors are polled, not they: zmq_poll asks each of them several times over. But
         # a socket's descriptor tells that something has come only after the socket was asked, and
         # had nothing: so each is asked after it was used, before the loop sleeps.
@@ -234,7 +235,6 @@ class Loop:
         until = time.monotonic() + TURN_SECONDS
         if self._connections.uncounted or self._monitor_fd in ready:
             self._connections.count(until)
-            self._status.clients = len(self._connections)
         if self._signals_fd in ready:
             self._signals.drain()
         self._door.answer()
@@ -248,7 +248,7 @@ class Loop:
     def _take_in(self, until: float) -> None:
         """Take what has arrived, at least one message, and hand it to the engine."""
         router, engine = self._router, self._engine
-        count = 0
+        count = size = 0
         while True:
             peer = router.recv(zmq.NOBLOCK)
             frame = router.recv(zmq.NOBLOCK, copy=False)
@@ -259,14 +259,16 @@ class Loop:
                 frames.append(frame.bytes)
             self._notice_halt()
             rights = self._door.sender(frame) if connection is None else connection.rights
-            engine.receive(peer, frames, rights)
+            ended = engine.receive(peer, frames, rights)
             if connection is None:
                 self._connections.lost.append(peer)
             count += 1
-            if count >= MESSAGES_A_TURN or engine.turn_over or time.monotonic() >= until:
+            size += len(frames[0])
+            if count >= MESSAGES_A_TURN or engine.turn_over or ended >= until:
                 break
             if not _readable(router):
                 break
+        self._status.bytes_in += size
 
     def _arrived(self) -> None:
         """The first client has come, or the first after a while."""
@@ -282,23 +284,32 @@ class Loop:
             self._engine.gone(*(lost.popleft() for _ in range(min(LOST_A_TURN, len(lost)))))
 
     def _deliver(self, replies: Iterable[tuple[bytes, bytes]]) -> None:
+        size = 0
         for peer, message in replies:
+            size += len(message)
             try:
                 self._router.send(peer, _NOBLOCK_MORE)
                 self._router.send(message, zmq.NOBLOCK, copy=len(message) < _LARGE)
             except zmq.Again:
-                self._count_lost_reply()
+                self._count_lost_reply(peer)
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
                 self._connections.lost.append(peer)
+        self._status.bytes_out += size
 
-    def _count_lost_reply(self) -> None:
+    def _count_lost_reply(self, peer: bytes) -> None:
         # One line for many: whoever reads the log must not be able to hold the loop up.
-        self._replies_lost += 1
+        lost = self._status.replies_lost = self._status.replies_lost + 1
         now = time.monotonic()
         if now >= self._tell_lost_at:
-            log.warning("%d replies lost by clients that do not read them", self._replies_lost)
+            told = self._connections.fields(peer)
+            log.warning(
+                "%d replies lost by clients that do not read them, the last by %s",
+                lost,
+                told["peer"],
+                extra={"event": "replies_lost", "count": lost, **told},
+            )
             self._tell_lost_at = now + UPKEEP_SECONDS
 
     def _upkeep(self) -> None:
@@ -309,9 +320,12 @@ class Loop:
         try:
             self._owner.restore()
         except AlreadyOwnedError as error:
-            log.error("%s was removed and is now held by pid %s", error.args[0], error.pid)
+            told = {"event": "lock_taken", "path": str(error.args[0]), "owner_pid": error.pid}
+            log.error(
+                "%s was removed and is now held by pid %s", error.args[0], error.pid, extra=told
+            )
         except OSError as error:
-            log.error("cannot restore what was removed: %s", error)
+            log.error("cannot restore what was removed: %s", error, extra={"event": "not_restored"})
         self._listeners.restore()
 
 

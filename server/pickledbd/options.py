@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+from pickledbd.logs import FORMS, LEVELS
+from pickledbd.slow import SLOW_MS
 from pickledbd_protocol import __version__
 
 _Number = TypeVar("_Number", int, float)
@@ -79,6 +81,26 @@ def parser() -> argparse.ArgumentParser:
         type=_number(int, "files, 0 or more", 0),
         default=0,
         help="keep the last N data files that saves replaced, as LOCATION.backup-TIME (default: 0)",
+    )
+    parser.add_argument(
+        "--slow-ms",
+        metavar="MS",
+        type=_number(float, "milliseconds, 0 or more", 0),
+        default=SLOW_MS,
+        help="log what holds all others up for over MS milliseconds, and what takes ten times that "
+        f"beside them; 0: nothing (default: {SLOW_MS})",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=FORMS,
+        help="lines for people, a JSON object a line, or systemd's journal with fields "
+        "(default: journal where stderr is connected to it, else text)",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=LEVELS,
+        default="info",
+        help="the least that is logged; debug tells of each connection and save (default: info)",
     )
     parser.add_argument(
         "--check",

@@ -29,7 +29,7 @@ class Refusals:
 
     def note(self, who: str, endpoint: str, why: str) -> None:
         """A connection of `who` was refused."""
-        self._status.refused += 1
+        self._status.connections_refused += 1
         self.tell()
         what = (who.rpartition(":")[0] or who, why)  # from whatever port
         if what in self._again:

@@ -207,7 +207,8 @@ class Saver:
         if choice == "discard":  # before a new one is begun, which would make these superfluous
             for path in superfluous:
                 aside = path.with_name(f"{path.name}.discarded-{time.time_ns()}")
-                log.warning("%s is kept as %s", path, aside.name)
+                told = {"event": "journal_kept", "path": str(path), "kept_as": str(aside)}
+                log.warning("%s is kept as %s", path, aside.name, extra=told)
                 path.rename(aside)
         if choice == "replay" and superfluous:
             journal.failed = "it is replayed and not begun anew yet"
@@ -267,20 +268,32 @@ class Saver:
         except SaveFailed as error:
             failure = error
         except Exception:
-            log.exception("a save failed")  # a fault; but whoever waits for it must not wait on
+            # A fault; but whoever waits for it must not wait on
+            log.exception("a save failed", extra={"event": "fault"})
             failure = SaveFailed(f"cannot save {self._file.path}: see the daemon's log")
         if failure is not None:
             if status.last_save_error != str(failure):  # however often it is met, it is logged once
-                log.error("%s", failure)
+                log.error("%s", failure, extra={"event": "save_failed"})
+            status.saves_failed += 1
             status.last_save_error = str(failure)
             self._retry_at = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, RETRY_SECONDS_MAX)
         else:
-            if status.last_save_error is not None:
-                log.info("saved %s again", self._file.path)
+            seconds = time.monotonic() - started
+            log.log(
+                logging.DEBUG if status.last_save_error is None else logging.INFO,
+                "saved %s%s: %d bytes, in %.3f s",
+                self._file.path,
+                "" if status.last_save_error is None else " again",
+                self._file_bytes,
+                seconds,
+                extra={"event": "saved", "bytes": self._file_bytes, "seconds": round(seconds, 6)},
+            )
+            status.saves += 1
+            status.save_seconds += seconds
             status.last_save_error = None
             status.last_save_time = time.time()
-            status.last_save_duration_ms = round((time.monotonic() - started) * 1e3, 3)
+            status.last_save_duration_ms = round(seconds * 1e3, 3)
             self._pause = RETRY_SECONDS
         self._tell(asked, failure)
 
@@ -375,7 +388,11 @@ class Saver:
             clean = clean and journal.end == rebased
             journal.switch(digest if clean else None, self._retries)
         except DiskError as error:
-            log.warning("no new journal was begun, the old one goes on: %s", error)
+            log.warning(
+                "no new journal was begun, the old one goes on: %s",
+                error,
+                extra={"event": "journal_not_begun"},
+            )
             return
         try:
             # The answers in its head are to be as safe as they were in the old one, which is synced
@@ -414,7 +431,7 @@ class Saver:
         # Until here a sync may still have met the file that failed. If a lock has ended since, no
         # journal tells that, and it is done once more
         if journal.failed and self._store.locks.changes == held[1]:
-            log.info("writes are accepted again")
+            log.info("writes are accepted again", extra={"event": "writes_accepted"})
             journal.failed = None
 
     def refresh(self) -> bool:
@@ -427,7 +444,9 @@ class Saver:
         try:
             table = self._file.load()
         except Unreadable as error:
-            log.error("%s; what it held before is served", error)
+            log.error(
+                "%s; what it held before is served", error, extra={"event": "not_loaded_again"}
+            )
             return False
         self._store.adopt(table, clear=True, expiring=self._file.take_deadlines())
         self.loaded(self._file.size)
@@ -479,7 +498,9 @@ class Saver:
         """The journal failed with `error`: writes are refused from now on."""
         self._journal.failed = str(error)
         self.failures += 1
-        log.error("writes are refused until a save succeeds: %s", error)
+        log.error(
+            "writes are refused until a save succeeds: %s", error, extra={"event": "writes_refused"}
+        )
 
     def end(self) -> None:
         """Leave no journal behind, if it would carry nothing that anybody may ask for."""

@@ -188,7 +188,11 @@ class DataFile:
         with contextlib.suppress(OSError):  # what cannot be listed or removed does no harm
             for found in self.path.parent.iterdir():
                 if leftover.fullmatch(found.name):
-                    log.warning("removing %s, left by a save that was killed", found.name)
+                    log.warning(
+                        "removing %s, left by a save that was killed",
+                        found.name,
+                        extra={"event": "leftover_removed", "path": str(found)},
+                    )
                     found.unlink()
 
     def _identity(self) -> Identity | None:
@@ -212,6 +216,7 @@ class DataFile:
                 "%s was changed by another program while this daemon owned it; that file is now %s",
                 self.path,
                 aside.name,
+                extra={"event": "file_replaced", "path": str(self.path), "kept_as": str(aside)},
             )
         elif self.backups:
             aside = self.path.with_name(f"{self.path.name}.backup-{time.time_ns()}")

@@ -111,6 +111,8 @@ class Store:
         self._garbage: list[Table | Wheel[str]] = []
         self._log: list[Change] = []
         self.changes = 0
+        self.expired = 0
+        """How many keys were removed since they were due."""
 
     def __len__(self) -> int:
         """How many keys there are; while folding, of those that were adopted about those so far."""
@@ -391,6 +393,7 @@ class Store:
             elif value is not None:
                 self._expect_value(key, value)
         if removed:
+            self.expired += len(removed)
             self._table.trim()
             if not self.feed.active:
                 self.feed.skip()

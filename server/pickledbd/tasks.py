@@ -76,7 +76,7 @@ class Tasks:
                 pass
             except Exception:
                 # A task tells of what may fail; this is a fault, and the others must go on.
-                log.exception("a task of the daemon failed")
+                log.exception("a task of the daemon failed", extra={"event": "fault"})
             if time.monotonic() >= until:
                 return
 

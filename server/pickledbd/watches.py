@@ -61,6 +61,8 @@ class Feed:
         self.active = False
         """Whether changes are to be noted one by one."""
         self._idle_since = 0.0
+        self.told = 0
+        """How many changes watchers were told of, each time one of them was."""
 
     def __len__(self) -> int:
         return len(self._watchers)
@@ -134,6 +136,7 @@ class Feed:
             return self._resync()
         found, upto = self._since(since, prefix)
         if found or upto < self._sequence:
+            self.told += len(found)
             return self._answer(found, upto)
         self._watchers.park((peer, request_id), prefix, watcher)
         return None
@@ -143,14 +146,17 @@ class Feed:
         until = time.monotonic() + ANSWER_SECONDS
         known: Group | None = None
         answer = b""
+        count = 0
         while (taken := self._watchers.take()) is not None:
             name, group = taken
             if group is not known:
                 known = group
                 if self._lacks(group.since):
-                    answer = self._resync()
+                    answer, count = self._resync(), 0
                 else:
-                    answer = self._answer(*self._since(group.since, group.prefix))
+                    found, upto = self._since(group.since, group.prefix)
+                    answer, count = self._answer(found, upto), len(found)
+            self.told += count
             yield *name, answer
             if time.monotonic() >= until:
                 return

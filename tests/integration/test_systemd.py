@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import signal
 
 import pytest
@@ -147,6 +149,43 @@ def test_a_file_that_cannot_be_served_is_left_alone_and_not_tried_for_ever(machi
         machine.run("mv /var/lib/pickledbd/good.db /var/lib/pickledbd/default.db")
         machine.run("systemctl reset-failed pickledbd.service pickledbd.socket")
         machine.run("systemctl start pickledbd")
+
+
+@needs_root
+def test_the_log_is_entries_of_the_journal_with_fields(machine):
+    machine.run("systemctl restart pickledbd")
+    lines = "journalctl --unit=pickledbd --output=json --lines=1 PICKLEDBD_EVENT="
+    told = json.loads(machine.run(f"{lines}serving"))
+    assert told["MESSAGE"].startswith("serving /var/lib/pickledbd/default.db (")
+    assert (told["PRIORITY"], told["SYSLOG_IDENTIFIER"]) == ("6", "pickledbd")
+    assert (told["_PID"], told["_TRANSPORT"]) == (machine.show("MainPID"), "journal")
+    assert int(told["PICKLEDBD_KEYS"]) >= 0
+    assert json.loads(machine.run(f"{lines}stopping"))["PICKLEDBD_WHY"] == "SIGTERM"
+    assert "pickledbd: serving" not in machine.run("journalctl --unit=pickledbd")  # and only once
+
+
+@needs_root
+def test_its_metrics_are_served_by_a_unit_of_their_own(machine):
+    machine.run(readme("Metrics"))
+    try:
+        get = (
+            "from urllib.request import urlopen",
+            "print(urlopen('http://127.0.0.1:9431/metrics').read().decode())",
+        )
+        wait_until(lambda: "pickledbd_up" in machine.try_run(python(*get))[1], "the exporter")
+        assert 'pickledbd_up{location="ipc:///run/pickledbd/default.sock"} 1.0' in machine.run(
+            python(*get)
+        )
+        machine.run("systemctl stop pickledbd.socket pickledbd.service")
+        assert 'sock"} 0.0' in machine.run(python(*get))
+        assert machine.run("systemd-analyze verify pickledbd-metrics.service 2>&1") == ""
+    finally:
+        machine.run("systemctl disable --now pickledbd-metrics")
+        machine.run("systemctl start pickledbd.socket pickledbd.service")
+
+
+def python(*lines):
+    return shlex.join(["/opt/pickledbd/bin/python", "-c", "\n".join(lines)])
 
 
 @needs_root
