@@ -41,7 +41,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action.default = argparse.SUPPRESS  # so that what was given can be told from the rest
     given = vars(known.parse_args(argv))
     try:
-        told = read(given["config"], actions, defaults) if "config" in given else {}
+        told = _read(given["config"], actions, defaults) if "config" in given else {}
     except ConfigError as error:
         known.exit(2, f"{known.prog}: {error}\n")
     merged = argparse.Namespace(**{**defaults, **told, **given})
@@ -64,7 +64,7 @@ def _actions(known: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     }
 
 
-def read(
+def _read(
     name: str, actions: dict[str, argparse.Action], defaults: dict[str, Any]
 ) -> dict[str, Any]:
     """What the file says, by the names of the options. ConfigError.

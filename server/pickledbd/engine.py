@@ -496,13 +496,13 @@ class Engine:
         """Tidy up after a `finish` that succeeded."""
         self._saver.end()
 
-    def refresh(self) -> None:
+    def refresh(self, progress: Callable[[], None] = lambda: None) -> None:
         """Take over what another program did to the data file, if nothing of ours is unsaved.
 
         Only for a moment when no client is connected: to each of them the content would change
-        by itself.
+        by itself. `progress` is called from time to time.
         """
-        if not self._tasks and self._saver.refresh():
+        if not self._tasks and self._saver.refresh(progress):
             told = {"event": "loaded_again", "path": self._status.location}
             log.warning("%s was changed by another program; loaded again", told["path"], extra=told)
 

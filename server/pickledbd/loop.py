@@ -155,7 +155,7 @@ class Loop:
                 arrived_at = max(begun, self._connections.accepted_at)
                 ends = max(quiet_since + self._idle_exit, arrived_at + ARRIVAL_SECONDS)
                 if now >= ends:
-                    if self._engine.finish() is None:
+                    if self._engine.finish(self._progress) is None:
                         return f"no client for {self._idle_exit:g} s"
                     # A full disk may have room by the next time
                     quiet_since = time.monotonic() + SAVE_AGAIN_SECONDS
@@ -209,18 +209,18 @@ class Loop:
 
     def finish(self) -> SaveFailed | None:
         """End what was begun, save what is unsaved, and send the last replies; why that failed."""
-
-        def progress() -> None:
-            self._notifier.progress(f"stopping: {self._engine.saving}")
-            self._engine.tell_alive(time.monotonic())
-            self._deliver(self._engine.take_replies())
-
         self._listeners.stop()
         while self._connections.lost:
             self._tell_lost()
-        failure = self._engine.finish(progress)
+        failure = self._engine.finish(self._progress)
         self._deliver(self._engine.take_replies())
         return failure
+
+    def _progress(self) -> None:
+        """Tell those who wait for the end of it that the last save gets on."""
+        self._notifier.progress(f"stopping: {self._engine.saving}")
+        self._engine.tell_alive(time.monotonic())
+        self._deliver(self._engine.take_replies())
 
     def close(self) -> None:
         """Let the last replies leave, and stop listening."""
@@ -275,7 +275,7 @@ class Loop:
         if self._idle_exit is not None:
             # It could as well have ended since the last client; a new one would have read
             # what is in the file now. A daemon that is to stay is asked to by its owner.
-            self._engine.refresh()
+            self._engine.refresh(lambda: self._notifier.progress("loading what others wrote"))
 
     def _tell_lost(self) -> None:
         """Have the engine know of lost connections. It makes what comes of it durable together."""

@@ -434,15 +434,15 @@ class Saver:
             log.info("writes are accepted again", extra={"event": "writes_accepted"})
             journal.failed = None
 
-    def refresh(self) -> bool:
+    def refresh(self, progress: Callable[[], None] = lambda: None) -> bool:
         """Have the store hold what another program wrote to the data file; whether it does.
 
-        Not if something is unsaved, and not while tasks run.
+        Not if something is unsaved, and not while tasks run. `progress` is called while it reads.
         """
         if self.unsaved or not self._file.changed():
             return False
         try:
-            table = self._file.load()
+            table = self._file.load(lambda _what, _done: progress())
         except Unreadable as error:
             log.error(
                 "%s; what it held before is served", error, extra={"event": "not_loaded_again"}

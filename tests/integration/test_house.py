@@ -86,6 +86,7 @@ def test_in_the_protocol_codec_knows_commands_which_know_errors():
         ("pickledbd", "zmq", {"loop", "listeners", "connections"}),
         ("pickledbd_client", "zmq", {"channel"}),
         ("pickledbd", "fcntl", {"ownership", "disk"}),
+        ("pickledbd", "tomllib", {"config"}),
         ("pickledbd", "mmap", {"counters"}),
         ("pickledbd", "ctypes", {"counters"}),
         ("pickledbd_client", "mmap", {"cache"}),
