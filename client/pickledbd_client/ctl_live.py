@@ -17,9 +17,9 @@ from pickledbd_protocol import RequestTimeout, Unavailable
 PATIENCE = 2.0
 """Seconds after which a daemon that does not answer is told to be unavailable."""
 
-_GIVEN = {
-    *("pid", "protocol", "uptime", "last_save_time", "last_save_duration_ms", "longest_slice_ms"),
-}
+_GIVEN = frozenset(
+    ("pid", "protocol", "uptime", "last_save_time", "last_save_duration_ms", "longest_slice_ms")
+)
 """Numbers that count nothing."""
 
 _CLEAR = "\x1b[H\x1b[J"
@@ -41,41 +41,40 @@ def _watch(db: RawPickleDB, options: argparse.Namespace) -> int:
     """The same every so many seconds, until Ctrl+C."""
     live = sys.stdout.isatty() and not options.json
     before: dict[str, Any] = {}
-    with contextlib.closing(db.sibling(PATIENCE)) as again:
-        try:
+    asked = 0.0
+    try:
+        with contextlib.closing(db.sibling(PATIENCE)) as again:
             while True:
-                now = time.strftime("%H:%M:%S")
+                clock = time.strftime("%H:%M:%S")
                 try:
-                    told = again.info() | {"at": time.monotonic()}
+                    told, now = again.info(), time.monotonic()
                 except (Unavailable, RequestTimeout) as error:
                     before = {}
-                    text = f"{now}  unavailable, retrying: {error}"
+                    text = f"{clock}  unavailable, retrying: {error}"
                 else:
-                    rates = _rates(before, told)
-                    before = told.copy()
-                    del told["at"]
+                    rates = _rates(before, told, now - asked)
+                    before, asked = told, now
                     if options.json:
                         text = orjson.dumps(told | {"rates": rates}).decode()
                     elif live:
-                        text = "\n".join([f"{now}  (Ctrl+C ends it)", "", *_lines(told, rates)])
+                        text = "\n".join([f"{clock}  (Ctrl+C ends it)", "", *_lines(told, rates)])
                     else:
-                        text = f"{now}  {_line(told, rates)}"
+                        text = f"{clock}  {_line(told, rates)}"
                 write(f"{_CLEAR if live else ''}{text}\n".encode())
                 sys.stdout.flush()
                 time.sleep(options.watch)
-        except KeyboardInterrupt:
-            return DONE
+    except KeyboardInterrupt:
+        return DONE
 
 
-def _rates(before: dict[str, Any], told: dict[str, Any]) -> dict[str, float]:
+def _rates(before: dict[str, Any], told: dict[str, Any], seconds: float) -> dict[str, float]:
     """By how much a second those numbers have grown that did. None of another daemon's."""
     if not before or before["pid"] != told["pid"]:
         return {}
-    seconds = told["at"] - before["at"]
     return {
         name: round((value - before[name]) / seconds, 1)
         for name, value in told.items()
-        if _counts(name, value) and name != "at" and value > before.get(name, value)
+        if _counts(name, value) and value > before.get(name, value)
     }
 
 

@@ -59,6 +59,10 @@ class UsageError(Exception):
     """A line of the shell that is no command, and why."""
 
 
+class HelpShown(Exception):
+    """A line of the shell that is answered, as it asked for help."""
+
+
 class CommandParser(argparse.ArgumentParser):
     """Of one command. What stands behind the first -- is taken as it is.
 
@@ -94,6 +98,9 @@ class ShellParser(CommandParser):
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog.strip(), **options)
+
+    def exit(self, _status: int = 0, _message: str | None = None) -> NoReturn:
+        raise HelpShown
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (help {self.prog} tells more)")

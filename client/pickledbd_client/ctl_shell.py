@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import shlex
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from pickledbd_client.calls import Some
 from pickledbd_client.ctl_commands import DONE, FAILED, USAGE
-from pickledbd_client.ctl_parser import CommandParser, Commands, UsageError, of_lines
+from pickledbd_client.ctl_parser import CommandParser, Commands, HelpShown, UsageError, of_lines
 from pickledbd_client.ctl_table import add_all
 from pickledbd_client.raw import RawPickleDB
 from pickledbd_protocol import PickleDBError
@@ -44,10 +45,10 @@ def shell(db: RawPickleDB, _options: argparse.Namespace) -> int:
                     return status
                 status = _carry_out(db, line, commands) or status
                 sys.stdout.flush()
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 if not typed:
                     raise
-                sys.stdout.write("\n")
+                print(f"\npickledbctl: interrupted; {stop}" if stop.args else "")
 
 
 def _carry_out(db: RawPickleDB, line: str, commands: Commands) -> int:
@@ -60,7 +61,7 @@ def _carry_out(db: RawPickleDB, line: str, commands: Commands) -> int:
         elif words:
             options = _parser(words[0], commands).parse_args(words[1:])
             status = options.run(db, options)
-    except SystemExit:  # --help has told it
+    except HelpShown:
         pass
     except UsageError as error:
         print(f"pickledbctl: {error}", file=sys.stderr)
@@ -107,6 +108,8 @@ def _next_of_pipe() -> str | None:
 def _prompt(db: RawPickleDB, commands: Commands) -> Iterator[Callable[[], str | None]]:
     """A prompt with a history and completion, as far as this Python has readline."""
     prompt = f"{Path(db.location).name}> "
+    if isinstance(sys.stdin, io.TextIOWrapper):  # what is typed may be anything
+        sys.stdin.reconfigure(errors="surrogateescape")
 
     def next_line() -> str | None:
         try:

@@ -19,7 +19,7 @@ import orjson
 
 from pickledbd_client.calls import ttl_ms
 from pickledbd_client.raw import Entry, Part
-from pickledbd_protocol import InvalidValue, canonical, check_integers
+from pickledbd_protocol import InvalidValue, canonical, check_integers, shown
 from pickledbd_protocol.data_file import (
     EMPTY,
     HEAD,
@@ -101,7 +101,10 @@ def _entry_of_line(line: bytes) -> Entry:
     if len(told) > 2 and told.keys() - _MEMBERS:  # noqa: PLR2004 - the two
         raise InvalidValue(f'"{min(told.keys() - _MEMBERS)}" is none of "key", "value" and "ttl"')
     check_integers(line)
-    left = None if ttl is None else ttl_ms(ttl, f"key {key!r} cannot expire")
+    left = None
+    if ttl is not None:
+        ttl_ms(ttl, f"key {shown(key)} cannot expire")
+        left = max(1, round(ttl * 1000))  # just what was written, be it no exact fraction
     return Entry(orjson.dumps(key), canonical(key, told["value"]), left)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pickledbd_protocol import LOCK_SUFFIX, SaveFailed
+from pickledbd_protocol import LOCK_SUFFIX, PickleDBError, SaveFailed
 
 
 @contextlib.contextmanager
@@ -96,9 +96,7 @@ def _telling(target: str) -> Iterator[None]:
     """Have it said which file cannot be written."""
     try:
         yield
-    except (SaveFailed, BrokenPipeError):
+    except (PickleDBError, BrokenPipeError):
         raise
     except OSError as error:
-        if isinstance(error, ConnectionError | TimeoutError):  # the daemon's
-            raise
         raise SaveFailed(f"cannot write {target}: {error.strerror or error}") from None

@@ -90,7 +90,8 @@ class Progress:
             self._say("")
         if exc_type is None:
             spent = time.monotonic() - self._started
-            sys.stderr.write(f"{self._done} {self.count:,} keys in {_time(spent)}\n")
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"{self._done} {self.count:,} keys in {_time(spent)}\n")
 
 
 def _time(seconds: float) -> str:

@@ -175,7 +175,7 @@ def test_what_cannot_be_a_backup_is_refused(on, tmp_path):
 def test_a_backup_that_is_killed_leaves_nothing_at_its_place(daemon, db, tmp_path):
     db.set_many({f"k{n}": "x" * 100 for n in range(50_000)}, ttl=HOUR)
     copy = tmp_path / "copy.db"
-    for number in (signal.SIGKILL, signal.SIGINT):
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen(
             [*CTL, "-e", daemon.endpoint, "backup", copy], stderr=subprocess.PIPE, text=True
         )
@@ -184,6 +184,7 @@ def test_a_backup_that_is_killed_leaves_nothing_at_its_place(daemon, db, tmp_pat
         _, err = process.communicate(timeout=PATIENCE)
         if process.returncode:  # else it was quicker
             assert not copy.exists()
+            assert number == signal.SIGKILL or beside(copy) == []
             if number == signal.SIGINT:
                 assert (process.returncode, err) == (
                     130,

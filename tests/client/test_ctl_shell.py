@@ -19,7 +19,13 @@ from support import wait_until
 @pytest.fixture
 def piped(daemon):
     """The shell with these lines."""
-    return lambda *lines: ctl("-e", daemon.endpoint, "shell", stdin="\n".join(lines))
+
+    def run(*lines):
+        script = "\n".join(lines).encode(errors="surrogateescape")
+        status, out, err = ctl("-e", daemon.endpoint, "shell", stdin=script, text=False)
+        return status, out.decode(), err.decode()
+
+    return run
 
 
 def test_lines_are_commands_as_on_the_command_line(piped, db):
@@ -46,6 +52,7 @@ def test_an_error_is_one_line_and_the_last_one_is_the_exit_status(piped, db):
         "get nobody",
         "set k 99999999999999999999",
         "export /no/such/folder/x.json",
+        b"get \xff".decode(errors="surrogateescape"),
         "expire k soon",
         "set k 5",
         "len",
@@ -62,6 +69,7 @@ def test_an_error_is_one_line_and_the_last_one_is_the_exit_status(piped, db):
             "no key 'nobody'",
             "over 64 bits",
             "cannot write /no/such/folder/x.json",
+            "lone surrogate",
             "'soon' is not a number of seconds",
         ),
         strict=True,
@@ -138,22 +146,33 @@ def test_a_person_at_a_prompt(prompt, db):
     shell.type("get nobody\r")
     shell.until("no key 'nobody'")
     shell.until("my.db> ")
+    os.write(shell.ours, b"get \xff\r")
+    shell.until("lone surrogate")
+    shell.until("my.db> ")
     shell.type("get wron\x03")  # Ctrl+C clears the line
     shell.until("my.db> ")
     shell.type("get a\r")
     assert "5" in shell.until("my.db> ").splitlines()
     shell.type("\x04")  # Ctrl+D ends
     status, _ = shell.end()
-    assert status == 1
+    assert status == 3
 
 
-def test_ctrl_c_ends_what_goes_on_and_not_the_shell(prompt, db):
+def test_ctrl_c_ends_what_goes_on_and_not_the_shell(prompt, db, tmp_path):
     shell = prompt()
     shell.type("watch\r")
     wait_until(lambda: db.info()["waiting"], "the watch")
     db.set("k", 1)
     shell.until('"key":"k"')
     shell.type("\x03")
+    shell.until("my.db> ")
+    fifo = tmp_path / "fifo.jsonl"
+    os.mkfifo(fifo)
+    shell.type(f"import {fifo}\r")
+    with fifo.open("w") as writing:
+        writing.write('{"key":"b","value":1}\n' * 20_000)  # more than a pipe holds: it is read
+        shell.type("\x03")
+        shell.until("interrupted; nothing was changed")
     shell.until("my.db> ")
     shell.type("info --watch\r")
     shell.until("Ctrl+C ends it")

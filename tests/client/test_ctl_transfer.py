@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -300,10 +302,11 @@ def test_a_request_may_be_nearly_as_large_as_it_may_be(narrow):
     assert 0 < fits < 11
 
 
-def begin(daemon, *args, **popen):
+def begin(daemon, *args, timeout=PATIENCE, **popen):
     """An import that is at it, and tells what it does."""
+    where = ["-e", daemon.endpoint, "-t", str(timeout)]
     return subprocess.Popen(
-        [*CTL, "-e", daemon.endpoint, "-t", "2", "import", "--progress", *map(str, args)],
+        [*CTL, *where, "import", "--progress", *map(str, args)],
         stderr=subprocess.PIPE,
         text=True,
         **popen,
@@ -348,7 +351,7 @@ def test_an_import_whose_daemon_is_killed_leaves_the_old_content_or_the_new(
     daemon = Daemon(location)
     with daemon.client() as db:
         db.db = {"old": 1}
-    process = begin(daemon, "--replace", tmp_path / "x.jsonl")
+    process = begin(daemon, "--replace", tmp_path / "x.jsonl", timeout=3)
     while "takes in" not in process.stderr.readline():
         pass
     threading.Event().wait(chance.random() * 0.4)  # some moment of it
@@ -364,53 +367,53 @@ def test_an_import_whose_daemon_is_killed_leaves_the_old_content_or_the_new(
 MARK = "pickledbctl import: "
 
 
-def test_a_resumable_import_goes_on_where_it_was_killed(daemon, db, on, tmp_path):
+PIPED = f"{MARK}standard input"
+
+
+def feed(process, content, db, until):
+    """Have so many of the first entries written to an import, and wait until they are in."""
+    process.stdin.write(lines(dict(list(content.items())[:until])))
+    process.stdin.flush()
+    # The last ones make no whole chunk yet
+    wait_until(lambda: (db.get(PIPED) or {"entries": 0})["entries"] > until - 2000, "them")
+
+
+def test_a_resumable_import_goes_on_where_it_was_killed(daemon, db, on):
     content = many(30_000)
-    file = tmp_path / "x.jsonl"
-    file.write_text(lines(content))
     db.set("old", 1)
-    mark = f"{MARK}{file}"
-    for until in (1, 8000, 20_000):
-        process = begin(daemon, "--resumable", file)
-        wait_until(
-            lambda until=until: (db.get(mark) or {"entries": 0})["entries"] >= until, "some of it"
-        )
-        before = db.get(mark)["entries"]
+    done = 0
+    for until in (3000, 12_000, 25_000):
+        process = begin(daemon, "--resumable", stdin=subprocess.PIPE)
+        feed(process, content, db, until)
         process.kill()
         process.communicate(timeout=PATIENCE)
-        assert len(db) >= before
-    assert on("import", file, "--resumable") == (0, "", "")
+        assert done < db.get(PIPED)["entries"] <= until
+        done = db.get(PIPED)["entries"]
+        assert db.all()[1:] == [*list(content)[:1000], PIPED, *list(content)[1000:done]]
+    assert on("import", "--resumable", stdin=lines(content)) == (0, "", "")
     assert db.remove("old")
     assert same(db, content)
-    assert on("import", file, "--resumable") == (0, "", "")  # from its beginning
+    assert on("import", "--resumable", stdin=lines(content)) == (0, "", "")  # from its beginning
     assert same(db, content)
 
 
-def test_a_resumable_import_rides_through_the_end_of_its_daemon(location, tmp_path):
-    content = many(30_000)
-    file = tmp_path / "x.json"
-    file.write_text(json.dumps(content))
+def test_a_resumable_import_rides_through_the_end_of_its_daemon(location):
+    content = many(20_000)
     process = subprocess.Popen(
-        [*CTL, "-f", location, "import", "--resumable", file], stderr=subprocess.PIPE, text=True
+        [*CTL, "-f", location, "import", "--resumable"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    killed = set()
-    for until in (1, 8000, 16_000):
-
-        def far_enough(until=until):
-            with PickleDB(location, timeout=PATIENCE) as db:
-                return process.poll() is not None or (
-                    (db.get(f"{MARK}{file}") or {"entries": 0})["entries"] >= until
-                )
-
-        wait_until(far_enough, "some of it")
-        pid = owner_pid(location)
-        if process.poll() is None and pid not in killed:
-            os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, err) == (0, "")
-    assert killed
-    with PickleDB(location) as db:
+    told = iter(content.items())
+    with contextlib.closing(PickleDB(location, timeout=PATIENCE)) as db:
+        for until in (3000, 9000, 15_000):
+            process.stdin.write(lines(dict(itertools.islice(told, until - len(db)))))
+            process.stdin.flush()
+            wait_until(lambda until=until: len(db) > until - 2000, "them")
+            os.kill(owner_pid(location), signal.SIGKILL)
+        _, err = process.communicate(lines(dict(told)), timeout=PATIENCE)
+        assert (process.returncode, err) == (0, "")
         assert same(db, content)
 
 
@@ -440,7 +443,7 @@ def test_only_one_resumable_import_of_an_input_runs_at_a_time(daemon, db, on):
     process = begin(daemon, "--resumable", stdin=subprocess.PIPE)
     process.stdin.write(lines(many(3000)))
     process.stdin.flush()
-    wait_until(lambda: db.get(f"{MARK}standard input"), "the first chunk")
+    wait_until(lambda: db.get(PIPED), "the first chunk")
     status, _, err = on("import", "--resumable", stdin=lines(many(10)))
     assert status == 3
     assert "another import of standard input is going on" in err
@@ -494,7 +497,7 @@ def test_ctrl_c_says_what_has_become_of_it(daemon, db):
     process = begin(daemon, "--resumable", stdin=subprocess.PIPE)
     process.stdin.write(lines(many(3000)))
     process.stdin.flush()
-    wait_until(lambda: db.get(f"{MARK}standard input"), "the first chunk")
+    wait_until(lambda: db.get(PIPED), "the first chunk")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
