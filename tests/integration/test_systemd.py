@@ -51,6 +51,7 @@ def test_it_runs_as_confined_as_its_unit_says(machine):
 @needs_root
 def test_its_clock_goes_on_over_a_restart_as_it_knows_the_boot_of_the_machine(machine):
     clocks = []
+    machine.python("PickleDB().set('short', 'life', ttl=1000)")
     for _ in range(2):
         machine.run("systemctl restart pickledbd")
         head = machine.run("cd /var/lib/pickledbd; sed -n 's/^[^{]*//; 1p' default.db.journal.*")
