@@ -224,6 +224,7 @@ def _recover(
         tasks=tasks,
         gate=gate,
         wake=signals.wake,
+        interval=options.save_interval,
     )
     stack.callback(journal.close)
     stack.callback(saver.close)

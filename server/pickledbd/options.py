@@ -66,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
         "before its reply",
     )
     parser.add_argument(
+        "--save-interval",
+        metavar="SECONDS",
+        type=_number(float, "seconds, 1 or more", 1),
+        help="save what is unsaved so often (default: at the end, when a client asks for it, and "
+        "when the journal has outgrown the file)",
+    )
+    parser.add_argument(
         "--backups",
         metavar="N",
         type=_number(int, "files, 0 or more", 0),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -86,8 +87,12 @@ class Saver:
         tasks: Tasks,
         gate: Gate,
         wake: Callable[[], object],
+        interval: float | None = None,
     ) -> None:
-        """`wake` is called, in any thread, when a task can go on."""
+        """`wake` is called, in any thread, when a task can go on.
+
+        `interval`: what is unsaved is saved every so many seconds; None: only when it has to be.
+        """
         self._store = store
         self._file = file
         self._journal = journal
@@ -96,6 +101,8 @@ class Saver:
         self._status = status
         self._tasks = tasks
         self._gate = gate
+        self._interval = interval
+        self._save_at = math.inf if interval is None else time.monotonic() + interval
         self.failures = 0
         """How often the journal has failed."""
         self._saved_changes = 0
@@ -434,7 +441,11 @@ class Saver:
     def tick(self, now: float) -> float:
         """Begin what is due; when to be called again at the latest. Both time.monotonic()."""
         journal = self._journal
-        again = now + RETRY_SECONDS_MAX
+        if self._interval is not None and now >= self._save_at:
+            self._save_at = now + self._interval
+            if self.unsaved and not self._saving:
+                self._start()
+        again = min(now + RETRY_SECONDS_MAX, self._save_at)
         too_large = journal.size > max(CHECKPOINT_BYTES, self._file_bytes)
         if (journal.failed or (too_large and journal.appends)) and not self._saving:
             if now >= self._retry_at:

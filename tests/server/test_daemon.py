@@ -589,3 +589,17 @@ def test_a_request_larger_than_its_limit_is_told_to_the_client(location):
         assert db.all() == []
         assert db.set("fits", "x" * (2**20 - 200))
     daemon.check_and_stop()
+
+
+@pytest.mark.parametrize("durability", ["save", "journal"])
+def test_with_an_interval_it_saves_by_itself_what_is_unsaved(location, durability):
+    daemon = Daemon(location, "--save-interval", 1, "--durability", durability)
+    with contextlib.closing(daemon.client()) as db:
+        for n in range(2):
+            db.set("n", n)
+            wait_until(lambda: db.info()["dirty"] == 0, "the save")
+            assert json.loads(location.read_bytes()) == {"n": n}
+        before = written(location), db.info()["last_save_time"]
+        time.sleep(1.5)  # nothing is to happen in it
+        assert (written(location), db.info()["last_save_time"]) == before
+    daemon.check_and_stop()
