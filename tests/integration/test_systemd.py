@@ -50,6 +50,19 @@ def test_it_runs_as_confined_as_its_unit_says(machine):
 
 
 @needs_root
+def test_its_clock_goes_on_over_a_restart_as_it_knows_the_boot_of_the_machine(machine):
+    clocks = []
+    machine.python("PickleDB().set('short', 'life', ttl=1000)")
+    for _ in range(2):
+        machine.run("systemctl restart pickledbd")
+        head = machine.run("cd /var/lib/pickledbd; sed -n 's/^[^{]*//; 1p' default.db.journal.*")
+        clocks.append(json.loads(head)["clock"])
+    assert len(clocks[0]["boot"]) == len("eece4c27-0ab1-4b87-80e1-a08b8a0b6f12")
+    assert clocks[0]["boot"] == clocks[1]["boot"]
+    assert clocks[0]["ahead_ns"] == clocks[1]["ahead_ns"]
+
+
+@needs_root
 def test_its_socket_and_its_data_are_for_the_group_only(machine):
     machine.ctl("set", "kept", "private")
     machine.ctl("save")
@@ -85,6 +98,29 @@ def test_who_is_not_in_the_group_is_told_that_it_is_not_allowed(machine):
     assert told.startswith("not allowed to connect to ipc:///run/pickledbd/default.sock")
     status, output = machine.try_run("/opt/pickledbd/bin/pickledbctl ping", user="stranger")
     assert (status, output) == (3, f"pickledbctl: {told}")
+
+
+@needs_root
+def test_a_member_reads_without_asking_also_after_a_restart(machine):
+    lines = (
+        "db = PickleDB()",
+        "db.set('at', 'hand')",
+        "def asked():",
+        "    before = db._link.mark()",
+        "    assert db.get('at') == 'hand'",
+        "    return db._link.mark() != before",
+        "asked()",
+        "print(asked(), flush=True)",
+    )
+    wait = ("pid = db.info()['pid']", "while db.info()['pid'] == pid: pass")
+    going_on = machine.begin(*lines, "db.set('reading', 1)", *wait, "asked(), print(asked())")
+    assert machine.python(*lines, user="member") == "False"
+    wait_until(lambda: machine.try_run("/opt/pickledbd/bin/pickledbctl get reading")[0] == 0, "it")
+    machine.run("systemctl restart pickledbd")
+    assert going_on.result() == "False\nFalse"
+    assert machine.python(*lines, user="member") == "False"
+    table = "/run/pickledbd/default.sock.counters"
+    assert machine.run(f"stat --format='%A %U:%G' {table}") == "-rw-r----- pickledbd:pickledbd"
 
 
 @needs_root

@@ -135,18 +135,19 @@ def test_stopped_it_is_killed_by_the_watchdog_and_started_again(machine, seconds
 
 @pytest.mark.usefixtures("large")
 def test_it_is_active_only_when_a_million_keys_are_loaded_and_tells_how_far_it_is(machine):
-    machine.run("systemctl start --no-block pickledbd")
-    # Who comes meanwhile waits for it, longer than its own timeout, as it gets on
-    new = machine.begin("print(len(PickleDB(timeout=0.2)))", user="member")
     told = []
 
-    def active():
+    def look():
         shown = machine.run("systemctl show --property=ActiveState,StatusText pickledbd")
         now = dict(line.split("=", 1) for line in shown.splitlines())
         told.append((now["ActiveState"], now["StatusText"]))
-        return told[-1][0] == "active"
+        return told[-1]
 
-    wait_until(active, "it to be active")
+    machine.run("systemctl start --no-block pickledbd")
+    wait_until(lambda: look()[1].startswith("loading: "), "it to load")
+    # Who comes meanwhile waits for it, longer than its own timeout, as it gets on
+    new = machine.begin("print(len(PickleDB(timeout=0.2)))", user="member")
+    wait_until(lambda: look()[0] == "active", "it to be active")
     assert machine.python("print(PickleDB().info()['keys'])") == str(MANY_KEYS)
     assert {state for state, _ in told[:-1]} == {"activating"}
     assert any(s.startswith("loading: default.db, ") and s.endswith(" MiB") for _, s in told)
