@@ -50,6 +50,8 @@ KEEPALIVE = (60, 15)
 _FIRST_PATIENCE = 0.2  # seconds for a connection and its handshake, before another is tried
 _CROWDED_SECONDS = 0.05  # until it is tried again where as many wait as the system lets
 
+_ASKING_SECONDS = 5.0  # for what somebody who hung up wants, at most
+
 Deadline = float | None
 """A time.monotonic() at which to give up; None for never."""
 
@@ -315,7 +317,9 @@ class Channel:
                 forbidden=True,
             )
         with contextlib.suppress(OSError):
-            wanted = mechanism(_address(self.endpoint), remaining(deadline))
+            left = remaining(deadline)
+            patience = _ASKING_SECONDS if left is None else min(left, _ASKING_SECONDS)
+            wanted = mechanism(_address(self.endpoint), patience)
         if wanted == "CURVE" and curve is None:
             raise NobodyThereError(
                 "it asks for a key: name the files of yours and of its public one, "

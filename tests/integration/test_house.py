@@ -83,8 +83,8 @@ def test_in_the_protocol_codec_knows_commands_which_know_errors():
 @pytest.mark.parametrize(
     ("room", "module", "only"),
     [
-        ("pickledbd", "zmq", {"loop", "listeners", "connections"}),
-        ("pickledbd_client", "zmq", {"channel"}),
+        ("pickledbd", "zmq", {"loop", "listeners", "connections", "door", "keys", "zap"}),
+        ("pickledbd_client", "zmq", {"channel", "curve", "handshake", "keygen"}),
         ("pickledbd", "fcntl", {"ownership", "disk"}),
         ("pickledbd", "tomllib", {"config"}),
         ("pickledbd", "mmap", {"counters"}),
