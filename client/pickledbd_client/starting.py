@@ -141,7 +141,7 @@ class Started:
             return False
         if not lines:
             raise EndedError
-        said = lines[-1].removeprefix("pickledbd: ")
+        said = lines[-1].strip().removeprefix("pickledbd: ")
         raise Unavailable(f"the daemon for {self._path} did not start: {said}")
 
     def __del__(self) -> None:

@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except _Stopped:
         return 0  # before it served, so there is nothing to save
+    except Exception as error:  # in the form of the log, and with the status that Python has for it
+        log.critical("ended by a fault: %r", error, exc_info=error, extra={"event": "fault"})
+        return 1
     return 0
 
 

@@ -335,7 +335,8 @@ def test_a_fault_of_the_loop_s_does_not_lose_what_was_acknowledged(location):
     with contextlib.closing(PickleDB(location, autostart=False)) as db:
         db.set("a", 1)
         _, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, "MemoryError" in err) == (1, True)
+    assert (process.returncode, "pickledbd: ended by a fault: MemoryError()" in err) == (1, True)
+    assert "Traceback" in err
     assert json.loads(location.read_bytes()) == {"a": 1}
     assert left_by(location) == ["my.db"]
 
