@@ -14,14 +14,14 @@ from support import PATIENCE
 CTL = [sys.executable, "-m", "pickledbd_client.ctl"]
 
 
-def ctl(*args, stdin="", env=None, text=True):
+def ctl(*args, stdin="", env=None, text=True, patience=PATIENCE):
     """To its end; exit status, stdout and stderr."""
     ended = subprocess.run(
         [*CTL, *map(str, args)],
         input=stdin if text or isinstance(stdin, bytes) else stdin.encode(),
         capture_output=True,
         text=text,
-        timeout=PATIENCE,
+        timeout=patience,
         check=False,
         env={**os.environ, **(env or {})},
     )

@@ -509,12 +509,18 @@ def test_ctrl_c_says_what_has_become_of_it(daemon, db):
 @pytest.mark.parametrize("how", ["", "--replace", "--resumable"])
 def test_export_purge_and_import_give_an_equal_database(daemon, tmp_path, count, form, how):
     file = tmp_path / f"out.{form}"
-    with daemon.client() as db:
+    patience = PATIENCE * max(1, count // 100_000)
+
+    def run(*args):
+        args = ("-e", daemon.endpoint, "-t", patience, *args)
+        assert ctl(*args, patience=patience) == (0, "", "")
+
+    with daemon.client(timeout=patience) as db:
         db.set_many(many(count))
         db.save()
         before = daemon.location.read_bytes()
-        assert ctl("-e", daemon.endpoint, "export", file) == (0, "", "")
+        run("export", file)
         db.purge()
-        assert ctl("-e", daemon.endpoint, "import", file, *filter(None, [how])) == (0, "", "")
+        run("import", file, *filter(None, [how]))
         db.save()
     assert daemon.location.read_bytes() == before
