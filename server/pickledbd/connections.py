@@ -108,9 +108,7 @@ class Connections:
                     self._first()
                 self.accepted_at = time.monotonic()
                 # Else the descriptor may be another's by now
-                has_gone = any(
-                    later[:2] == (zmq.EVENT_DISCONNECTED, value) for later in self._told
-                )
+                has_gone = any(later[:2] == (zmq.EVENT_DISCONNECTED, value) for later in self._told)
                 who = NOBODY if has_gone else _who(value)
                 self._open[value] = Connection(value, endpoint.decode(), who)
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
