@@ -64,12 +64,12 @@ class About:
     def info(self, *, reset: bool, read_only: bool) -> dict[str, Any]:
         """The answer to `info`; with `reset` what is longest begins anew."""
         status = self._status
-        told = {**self._state(), "read_only": read_only, **self._counts(), **self._process()}
+        told = {**self._state(read_only=read_only), **self._counts(), **self._process()}
         if reset:
             status.longest_slice_ms = 0.0
         return told
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, *, read_only: bool) -> dict[str, Any]:
         """How things stand."""
         status = self._status
         return {
@@ -78,6 +78,7 @@ class About:
             "protocol": PROTOCOL_VERSION,
             "location": status.location,
             "endpoints": status.endpoints,
+            "read_only": read_only,
             "keys": len(self._store),
             "clients": status.clients,
             "durability": self._journal.durable,

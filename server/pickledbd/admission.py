@@ -92,6 +92,7 @@ def curve(options: argparse.Namespace, claims: Sequence[Claim]) -> Curve | None:
             "--insecure: WHOEVER REACHES %s MAY READ AND CHANGE EVERYTHING, and whoever is on the "
             "way can listen; see --curve-key",
             " and ".join(tcp),
+            extra={"event": "insecure", "endpoints": tcp},
         )
     if options.curve_key is None:
         return None
@@ -101,7 +102,9 @@ def curve(options: argparse.Namespace, claims: Sequence[Claim]) -> Curve | None:
     authorized = Authorized(_path(options.authorized_keys))
     if not authorized:
         log.warning(
-            "%a holds no key yet: nobody may come by tcp", os.fspath(options.authorized_keys)
+            "%a holds no key yet: nobody may come by tcp",
+            os.fspath(options.authorized_keys),
+            extra={"event": "no_keys", "path": os.fspath(options.authorized_keys)},
         )
     return Curve(secret, authorized)
 

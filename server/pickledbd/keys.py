@@ -155,7 +155,8 @@ class Authorized:
     def _complain(self, path: Path, complaint: str) -> None:
         """Tell once what is wrong with a file, until that is something else."""
         if complaint and complaint != self._complaints.get(path):
-            log.warning("authorized keys: %a is left out: %s", os.fspath(path), complaint)
+            told = {"event": "key_left_out", "path": os.fspath(path), "why": complaint}
+            log.warning("authorized keys: %a is left out: %s", told["path"], complaint, extra=told)
         self._complaints[path] = complaint
 
 

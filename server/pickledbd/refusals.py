@@ -36,7 +36,8 @@ class Refusals:
             self._again[what] += 1
         elif len(self._again) < DIFFERENT:
             self._again[what] = 0
-            log.warning("refused %s at %s: %s", who, endpoint, why)
+            told = {"event": "refused", "peer": who, "endpoint": endpoint, "why": why}
+            log.warning("refused %s at %s: %s", who, endpoint, why, extra=told)
         else:
             self._others += 1
 
@@ -47,9 +48,11 @@ class Refusals:
             return
         for (where, why), times in self._again.items():
             if times:
-                log.warning("refused %s %d more times: %s", where, times, why)
+                told = {"event": "refused_again", "peer": where, "count": times, "why": why}
+                log.warning("refused %s %d more times: %s", where, times, why, extra=told)
         if self._others:
-            log.warning("refused %d connections of others", self._others)
+            others = {"event": "refused_others", "count": self._others}
+            log.warning("refused %d connections of others", self._others, extra=others)
         self._again.clear()
         self._others = 0
         self._until = now + WHILE_SECONDS

@@ -156,7 +156,7 @@ def test_all_that_info_tells_is_exported_but_for_what_is_no_number(db):
     exported |= {"requests", "errors", "slices", "busy_seconds", *metrics.INFORMATION}
     assert exported <= told
     assert told - exported == {
-        *("pid", "protocol", "location", "endpoints"),  # of one daemon, as it happens
+        *("pid", "protocol", "location", "endpoints", "read_only"),  # of one daemon, as it happens
         *("last_save_status", "slow"),  # told by numbers of others
     }
 

@@ -44,7 +44,7 @@ def test_what_comes_again_is_counted_and_told_after_a_while(status, clock, caplo
     caplog.clear()
     refusals.note("10.0.0.5:9", "tcp://x:1", "no key")
     assert len(caplog.records) == 1, "a new while has begun"
-    assert status.refused == 103
+    assert status.connections_refused == 103
 
 
 def test_a_flood_from_everywhere_makes_few_lines(status, clock, caplog):
@@ -56,4 +56,4 @@ def test_a_flood_from_everywhere_makes_few_lines(status, clock, caplog):
     refusals.tell()
     assert len(caplog.records) == DIFFERENT + 1
     assert f"{10_000 - DIFFERENT} connections of others" in caplog.records[-1].getMessage()
-    assert status.refused == 10_000
+    assert status.connections_refused == 10_000
