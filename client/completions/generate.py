@@ -17,20 +17,20 @@ from pathlib import Path
 
 import shtab
 
-from pickledbd import cli
+from pickledbd import options
 from pickledbd_client import ctl
 
 FOLDER = Path(__file__).parent
 
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "pickledbctl": ctl.parser,
-    "pickledbd": cli._parser,  # noqa: SLF001 - its command line is what this is about
+    "pickledbd": options.parser,
 }
 
 NAMES = {"bash": "{}.bash", "zsh": "_{}"}
 """Of the scripts, by shell."""
 
-_FILES = {"FILE", "PATH", "LOCATION"}
+_FILES = {"DIR", "FILE", "LOCATION", "PATH"}
 """What arguments are called that are files."""
 
 

@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/pickledbctl
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_pickledbctl_subparsers=(set get exists setdefault cas incr all items len remove pop popitem purge get-many set-many remove-many ttl expire persist export import backup save lock watch info ping shell)
+_shtab_pickledbctl_subparsers=(set get exists setdefault cas incr all items len remove pop popitem purge get-many set-many remove-many ttl expire persist export import backup save lock watch info ping shell keygen metrics)
 
 _shtab_pickledbctl_set_option_strings=(-h --help --ttl --token)
 _shtab_pickledbctl_get_option_strings=(-h --help -r --raw --versioned)
@@ -35,17 +35,20 @@ _shtab_pickledbctl_watch_option_strings=(-h --help --since)
 _shtab_pickledbctl_info_option_strings=(-h --help --json -w --watch)
 _shtab_pickledbctl_ping_option_strings=(-h --help)
 _shtab_pickledbctl_shell_option_strings=(-h --help)
-_shtab_pickledbctl_option_strings=(-h --help -f --file -e --endpoint -t --timeout --version)
+_shtab_pickledbctl_keygen_option_strings=(-h --help --dir)
+_shtab_pickledbctl_metrics_option_strings=(-h --help --listen --insecure)
+_shtab_pickledbctl_option_strings=(-h --help -f --file -e --endpoint --curve -t --timeout --version)
 
 _shtab_pickledbctl_export_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_pickledbctl_import_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_pickledbctl_backup_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_pickledbctl_keygen___dir_COMPGEN=_shtab_compgen_files
 _shtab_pickledbctl__f_COMPGEN=_shtab_compgen_files
 _shtab_pickledbctl___file_COMPGEN=_shtab_compgen_files
 
 _shtab_pickledbctl_export___format_choices=(json jsonl)
 _shtab_pickledbctl_import___format_choices=(json jsonl)
-_shtab_pickledbctl_pos_0_choices=(set get exists setdefault cas incr all items len remove pop popitem purge get-many set-many remove-many ttl expire persist export import backup save lock watch info ping shell)
+_shtab_pickledbctl_pos_0_choices=(set get exists setdefault cas incr all items len remove pop popitem purge get-many set-many remove-many ttl expire persist export import backup save lock watch info ping shell keygen metrics)
 
 _shtab_pickledbctl_set__h_nargs=0
 _shtab_pickledbctl_set___help_nargs=0
@@ -121,9 +124,15 @@ _shtab_pickledbctl_ping__h_nargs=0
 _shtab_pickledbctl_ping___help_nargs=0
 _shtab_pickledbctl_shell__h_nargs=0
 _shtab_pickledbctl_shell___help_nargs=0
+_shtab_pickledbctl_keygen__h_nargs=0
+_shtab_pickledbctl_keygen___help_nargs=0
+_shtab_pickledbctl_metrics__h_nargs=0
+_shtab_pickledbctl_metrics___help_nargs=0
+_shtab_pickledbctl_metrics___insecure_nargs=0
 _shtab_pickledbctl_pos_0_nargs=A...
 _shtab_pickledbctl__h_nargs=0
 _shtab_pickledbctl___help_nargs=0
+_shtab_pickledbctl___curve_nargs=2
 _shtab_pickledbctl___version_nargs=0
 
 
