@@ -45,7 +45,11 @@ class About:
             "server": __version__,
             "pid": os.getpid(),
             "location": self._status.location,
-            "limits": {"request_bytes": self._status.request_bytes},
+            "limits": {
+                "request_bytes": self._status.request_bytes,
+                "key_bytes": self._status.limits.key_bytes,
+                "value_bytes": self._status.limits.value_bytes,
+            },
             "durability": self._journal.durable,
             "features": FEATURES,
             "now": now_ms(),

@@ -13,8 +13,17 @@ from itertools import islice
 from typing import Any
 
 from pickledbd.expiry import deadline_in, living, stamped
+from pickledbd.limits import Limits
 from pickledbd.table import CHUNK, Table
-from pickledbd_protocol import PickleDBError, Request, RequestTimeout, TooLarge, canonical_items
+from pickledbd.ties import Ties
+from pickledbd_protocol import (
+    PickleDBError,
+    Request,
+    RequestTimeout,
+    TooLarge,
+    Unavailable,
+    canonical_items,
+)
 
 LARGE = 2000
 """Items of a batch that a turn does not apply by itself; half as many, if they expire."""
@@ -29,10 +38,19 @@ LATE_MAX = 10_000
 """Batches that were dropped, and of which parts may come yet."""
 
 
+OPEN_MAX = 16
+"""Unfinished batches of one connection, at most."""
+
+ALL_OPEN, ALL_OPEN_MAX = 2, 1000
+"""What the unfinished batches of all are together at most, in requests of the largest size; and
+how many they are."""
+
+
 class Batch:
     """The items of one request."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self.number = time.time_ns()
         """Tells its records in the journal from those of others, also of daemons before."""
         self.is_large = False
@@ -50,7 +68,8 @@ class Batch:
     def add(self, request: Request) -> None:
         """Have the items of a further message."""
         items = request.args["items"]
-        self.bytes += request.size
+        if self._error is None:
+            self.bytes += request.size
         if self._deadline is None:
             self._deadline = deadline_in(request.args)
         if request.more or self.is_large:
@@ -64,8 +83,9 @@ class Batch:
 
     def refuse(self, error: PickleDBError) -> None:
         """Have no items, and `error` for all of it, which is told when the last part has come."""
-        self.table = Table()
+        self.__dict__.pop("table", None)
         self._single = {}
+        self.bytes = 0
         self._error = self._error or error
         self.is_large = True
 
@@ -80,6 +100,7 @@ class Batch:
         try:
             while part := dict(islice(pairs, CHUNK)):
                 texts = list(canonical_items(part).values())
+                self._limits.check_items(part, texts)
                 if self._deadline is not None:
                     texts = [stamped(text, self._deadline) for text in texts]
                 self.table.extend(list(part), texts)
@@ -96,9 +117,15 @@ class Batch:
 class Batches:
     """The batches whose last message has not come yet."""
 
-    def __init__(self, request_bytes: int) -> None:
+    def __init__(self, request_bytes: int, limits: Limits) -> None:
+        self.offending: dict[bytes, str] = {}
+        """Peers on whom to hang up, and why: more of them would not be borne."""
         self._request_bytes = request_bytes
+        self._limits = limits
         self._open: dict[tuple[bytes, int], Batch] = {}
+        self._open_of: Ties[tuple[bytes, int], bytes] = Ties()
+        self.bytes = 0
+        """Of those that are unfinished."""
         self._late: dict[tuple[bytes, int], None] = {}
 
     def gather(self, peer: bytes, request: Request) -> Batch | None:
@@ -114,6 +141,18 @@ class Batches:
                     f"a {request.command.name} of over {self._request_bytes:,} bytes is more than "
                     "this daemon accepts; send less at once, or start it with a larger "
                     "--max-request"
+                )
+            )
+        elif request.more and (
+            len(self._open) >= ALL_OPEN_MAX
+            or self.bytes + batch.bytes > ALL_OPEN * self._request_bytes
+        ):
+            batch.refuse(
+                Unavailable(
+                    f"a {request.command.name} in parts was dropped, nothing was changed: "
+                    f"unfinished ones of all clients are over {ALL_OPEN_MAX:,}, or "
+                    f"{ALL_OPEN * self._request_bytes:,} bytes, together; try again later, or "
+                    "start the daemon with a larger --max-request"
                 )
             )
         if not request.more:
@@ -133,15 +172,15 @@ class Batches:
         now = time.monotonic()
         for name, batch in list(self._open.items()):
             if now > batch.expires:
-                del self._open[name]
+                self._drop(name)
                 self._late[name] = None
         while len(self._late) > LATE_MAX:
             del self._late[next(iter(self._late))]
 
     def _take(self, peer: bytes, request_id: int) -> Batch:
-        batch = self._open.pop((peer, request_id), None)
+        batch = self._drop((peer, request_id))
         if batch is None:
-            batch = Batch()
+            batch = Batch(self._limits)
             if (peer, request_id) in self._late:  # or what comes now would count as all of it
                 batch.refuse(RequestTimeout("a part of the batch came so late that it was dropped"))
         return batch
@@ -149,3 +188,19 @@ class Batches:
     def _keep(self, peer: bytes, request_id: int, batch: Batch, wait_ms: int) -> None:
         batch.expires = time.monotonic() + wait_ms / 1000
         self._open[peer, request_id] = batch
+        self._open_of.tie((peer, request_id), peer)
+        self.bytes += batch.bytes
+        if self._open_of.count(peer) > OPEN_MAX:
+            self.offending[peer] = f"had over {OPEN_MAX} unfinished requests in parts"
+
+    def _drop(self, name: tuple[bytes, int]) -> Batch | None:
+        batch = self._open.pop(name, None)
+        if batch is not None:
+            self._open_of.untie(name)
+            self.bytes -= batch.bytes
+        return batch
+
+    def gone(self, peer: bytes) -> None:
+        """The connection of `peer` was lost: nothing can be added to what it began."""
+        for name in self._open_of.of(peer):
+            self._drop(name)

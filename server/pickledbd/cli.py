@@ -20,6 +20,7 @@ from pickledbd.counters import Counters
 from pickledbd.endpoints import CannotServe, Claim, counters_path, is_utf8, private_endpoint
 from pickledbd.engine import Engine
 from pickledbd.journal import Journal
+from pickledbd.limits import Limits
 from pickledbd.loop import Loop
 from pickledbd.notify import EXTEND_USEC, notify
 from pickledbd.options import parser
@@ -113,7 +114,11 @@ def _start(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[En
         status = f"reading {what}: {done / MIB:.0f} MiB"
         notify(STATUS=status, EXTEND_TIMEOUT_USEC=EXTEND_USEC)
 
-    status = Status(location=str(path), request_bytes=options.max_request * MIB)
+    status = Status(
+        location=str(path),
+        request_bytes=options.max_request * MIB,
+        limits=Limits.of(options),
+    )
     file = DataFile(path, options.backups)
     counters = Counters()
     engine, tasks = _recover(
@@ -182,6 +187,9 @@ def _recover(
     )
     expiring = with_progress(found.expiring, file.size, lambda done: progress(file.path.name, done))
     store = Store(found.table, counters, found.locks, expiring=expiring)
+    exceeded = status.limits.exceeded_by(store.size)
+    if exceeded is not None:
+        log.warning("%s: %s", file.path, exceeded)
     journal = Journal(
         file.path, durable=options.durability, known=found.known, highest=found.highest
     )

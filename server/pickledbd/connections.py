@@ -9,15 +9,21 @@ ask is the loop's and the engine's.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import socket
 import struct
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import zmq
+
+log = logging.getLogger(__name__)
+
+LOG_SECONDS = 1.0
+"""One line about those who were hung up on is logged in so long, be they ever so many."""
 
 # As zmq_socket_monitor(3) tells it: pyzmq's own way would import all of asyncio, at each start
 _EVENT = struct.Struct("=Hi")
@@ -32,11 +38,17 @@ class Connection:
     descriptor: int
     endpoint: str
     """Where it was accepted."""
-    who: str
-    """At the other end, for logs: uid and pid, or the address."""
+    who: str = ""
+    """At the other end, for logs: uid and pid, or the address; found out when it is needed."""
     since: float = field(default_factory=time.monotonic)
     peer: bytes | None = None
     """The routing id, once it has sent a message."""
+    admitted: bool = False
+    """Whether it is served: it was not one too many when it first asked something."""
+    refused_at: float | None = None
+    """When it was first told that it is not."""
+    heard: int = 0
+    """The guard's look before which its last message was taken in."""
 
 
 class Connections:
@@ -48,14 +60,24 @@ class Connections:
         router: zmq.Socket[bytes],
         *,
         first: Callable[[], None],
+        most: float = math.inf,
     ) -> None:
-        """`first` is called when one is made while there is no other."""
+        """`first` is called when one is made while there is no other. `most` are served."""
         self.lost: deque[bytes] = deque()
         """Peers that have asked something and are gone; the loop takes them."""
         self.uncounted = False
         """Whether there may be more to be told of."""
         self.accepted_at = -math.inf
         """When the last one was made."""
+        self.accepted = 0
+        """How many were made."""
+        self.admitted = 0
+        """How many are served."""
+        self.hung_up = 0
+        """On how many this side has hung up."""
+        self.most = most
+        self._tell_at = -math.inf
+        self._untold = 0
         self._open: dict[int, Connection] = {}
         self._of_peer: dict[bytes, Connection] = {}
         self._router = router
@@ -85,13 +107,14 @@ class Connections:
         """Know which connections were made and lost: all of them, or what `until` allows."""
         self.uncounted = False
         while not self.uncounted and _readable(self._monitor):
-            told, endpoint = self._monitor.recv_multipart(zmq.NOBLOCK)
+            told, endpoint = self._monitor.recv(zmq.NOBLOCK), self._monitor.recv(zmq.NOBLOCK)
             event, descriptor = _EVENT.unpack(told)
             if event == zmq.EVENT_ACCEPTED:
                 if not self._open:
                     self._first()
+                self.accepted += 1
                 self.accepted_at = time.monotonic()
-                self._open[descriptor] = Connection(descriptor, endpoint.decode(), _who(descriptor))
+                self._open[descriptor] = Connection(descriptor, endpoint.decode())
             else:
                 connection = self._open.pop(descriptor, None)
                 if connection is not None:
@@ -116,12 +139,16 @@ class Connections:
         if connection.peer is not None:
             self._forget(connection)
         connection.peer = peer
+        connection.who = connection.who or _who(descriptor)
+        connection.admitted = self.admitted < self.most
+        self.admitted += connection.admitted
         self._of_peer[peer] = connection
         return connection
 
     def _forget(self, connection: Connection) -> None:
         if connection.peer is not None:
             del self._of_peer[connection.peer]
+            self.admitted -= connection.admitted
             self.lost.append(connection.peer)
 
     def who(self, peer: bytes) -> str:
@@ -129,12 +156,39 @@ class Connections:
         connection = self._of_peer.get(peer)
         return "a client that has gone" if connection is None else connection.who
 
-    def hang_up(self, connection: Connection) -> None:
-        """End a connection, which libzmq then notices by itself."""
+    def get(self, peer: bytes) -> Connection | None:
+        """That of a peer that has sent a message."""
+        return self._of_peer.get(peer)
+
+    def hang_up(self, connection: Connection, why: str = "") -> None:
+        """End a connection, which libzmq then notices by itself. `why` is logged, now and then."""
         self.count()  # the descriptor may be another's by now
-        if self._open.get(connection.descriptor) is connection:
-            with contextlib.suppress(OSError), _socket(connection.descriptor) as there:
-                there.shutdown(socket.SHUT_RDWR)
+        if self._open.get(connection.descriptor) is not connection:
+            return
+        connection.who = connection.who or _who(connection.descriptor)
+        with contextlib.suppress(OSError), _socket(connection.descriptor) as there:
+            there.shutdown(socket.SHUT_RDWR)
+        self.hung_up += 1
+        if why:
+            self._tell(connection, why)
+
+    def _tell(self, connection: Connection, why: str) -> None:
+        # Whoever reads the log must not be able to hold the loop up, nor fill a disk
+        now = time.monotonic()
+        if now < self._tell_at:
+            self._untold += 1
+            return
+        others = f" ({self._untold} others since the last such line)" if self._untold else ""
+        log.warning("hung up on %s, who %s%s", connection.who, why, others)
+        self._tell_at, self._untold = now + LOG_SECONDS, 0
+
+    def most_of(self, sample: int = 1000) -> str:
+        """Who has most of the newest connections, for logs."""
+        newest = list(self._open.values())[-sample:]
+        for connection in newest:
+            connection.who = connection.who or _who(connection.descriptor)
+        (who, count), *_ = Counter(each.who for each in newest).most_common(1) or [("nobody", 0)]
+        return f"{who}: {count} of the last {len(newest)}"
 
 
 def _who(descriptor: int) -> str:

@@ -1,9 +1,9 @@
 """The daemon's one thread: sockets and signals around the engine, and tasks between the turns.
 
-With `connections` and `listeners`, which it owns, all that touches ZeroMQ. One turn takes what has
-arrived, hands it to the engine and sends the replies; nothing else runs, so every operation is
-atomic. Nobody is waited for: a reply that a client cannot take at once is lost, and only that
-client's.
+With `connections`, `listeners` and `outbox`, which it owns, all that touches ZeroMQ. One turn takes
+what has arrived, hands it to the engine and sends the replies; nothing else runs, so every
+operation is atomic. Nobody is waited for: what a client does not read at once stays in the outbox,
+and what it asks meanwhile in the inbox.
 
 Tasks get what time the clients leave. While there are requests they get a part of it, in slices
 so short that nobody notices.
@@ -14,21 +14,25 @@ from __future__ import annotations
 import logging
 import select
 import time
-from collections.abc import Iterable
+from collections import deque
 
 import zmq
 
+from pickledbd.admission import REFUSED_SECONDS, Admission
 from pickledbd.clock import now_ms
-from pickledbd.connections import Connections
+from pickledbd.connections import Connection, Connections
 from pickledbd.endpoints import Claim
 from pickledbd.engine import Engine
+from pickledbd.guard import Guard
+from pickledbd.inbox import Inbox
 from pickledbd.listeners import Listeners
 from pickledbd.notify import EXTEND_USEC, notify
+from pickledbd.outbox import Outbox
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.signals import Signals
 from pickledbd.status import Status
 from pickledbd.tasks import Tasks
-from pickledbd_protocol import SaveFailed
+from pickledbd_protocol import ProtocolError, SaveFailed, decode_requests, encode_error
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +55,20 @@ LOST_A_TURN = 64
 """Lost connections of which the engine is told at a time: each may have held locks, and others may
 wait for these."""
 
-REPLIES_QUEUED = 10_000
-"""Replies that one client may leave unread before it loses further ones."""
+MESSAGES_QUEUED = 1000
+"""Messages of one connection that libzmq takes in before the loop does."""
+
+FRAMES_MAX = 16
+"""Frames of a message, which has one, until its sender is hung up on."""
+
+HANDSHAKE_MS = 3000
+"""How long a connection may take until it has said that it speaks ZeroMQ."""
+
+KEEPALIVE = (60, 15, 4)
+"""Seconds until a silent tcp connection is probed, between the probes, and their number."""
+
+ENDING_SECONDS = 5.0
+"""How long a client may read its last replies in peace, when the daemon stops."""
 
 UPKEEP_SECONDS = 5.0
 """How often the daemon looks whether its socket and lock file are still there."""
@@ -70,9 +86,6 @@ SAVE_AGAIN_SECONDS = 5.0
 
 CLOSING_MS = 1000
 """How long the last replies may take to leave when the daemon stops."""
-
-_NOBLOCK_MORE = zmq.NOBLOCK | zmq.SNDMORE
-_LARGE = 2**20  # what is smaller is copied quicker than pyzmq can arrange for it not to be
 
 
 class Loop:
@@ -98,17 +111,36 @@ class Loop:
         self._quiet_at = 0.0  # when nobody is asking any more
         self._next_slice = 0.0  # when tasks may run although somebody is
         self._awake_at = 0  # when it last began to do something, by the daemon's clock
-        self._replies_lost = 0
-        self._tell_lost_at = 0.0
+        self._limits = status.limits
+        self._refused: deque[Connection] = deque()  # who were told that they are one too many
+        self._discarding: bytes | None = None  # whose message has far too many frames
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
-        self._router.router_mandatory = True
         self._router.maxmsgsize = status.request_bytes
-        self._router.sndhwm = REPLIES_QUEUED
+        self._router.rcvhwm = MESSAGES_QUEUED
+        self._router.handshake_ivl = HANDSHAKE_MS
         self._router.tcp_keepalive = 1
+        self._router.tcp_keepalive_idle, self._router.tcp_keepalive_intvl = KEEPALIVE[:2]
+        self._router.tcp_keepalive_cnt = KEEPALIVE[2]
         self._router.linger = CLOSING_MS
         self._listeners = Listeners(self._router, claims)
         self._connections = Connections(self._context, self._router, first=self._arrived)
+        self._outbox = Outbox(
+            self._router,
+            self._limits.unread_bytes,
+            is_there=lambda peer: self._connections.get(peer) is not None,
+            gone=self._connections.lost.append,
+            hang_up=self._hang_up,
+        )
+        self._inbox = Inbox(self._limits.unread_bytes)
+        self._admission = Admission(self._connections, self._listeners, self._limits)
+        self._guard = Guard(
+            self._connections,
+            status.request_bytes,
+            explained=lambda: engine.memory + self._outbox.bytes + self._inbox.bytes,
+            sent=self._outbox.sent_to,
+        )
+        engine.paced_by(self._outbox.pace)
         # Their descriptors are polled, not they: zmq_poll asks each of them several times over. But
         # a socket's descriptor tells that something has come only after the socket was asked, and
         # had nothing: so each is asked after it was used, before the loop sleeps.
@@ -134,9 +166,8 @@ class Loop:
             self._notice_halt()
             wake = min(next_upkeep, self._engine.tick(now))
             # Those of tasks, and of what was held: none is to wait for the next message
-            self._deliver(self._engine.take_replies())
-            if self._connections.lost or self._connections.uncounted:
-                wake = now
+            self._outbox.deliver(self._engine.take_replies())
+            wake = min(wake, self._see_to_connections(now))
             if self._idle_exit is not None and not self._connections and not self._tasks:
                 arrived_at = max(begun, self._connections.accepted_at)
                 ends = max(quiet_since + self._idle_exit, arrived_at + ARRIVAL_SECONDS)
@@ -149,7 +180,7 @@ class Loop:
                 wake = min(wake, ends)
             if self._tasks and self._tasks.ready:
                 wake = min(wake, self._next_slice) if now < self._quiet_at else now
-            arrived = _readable(self._router)
+            arrived = self._discarding is not None or _readable(self._router)
             self._status.slice(time.monotonic() - started)
             ready = self._sleep(0.0 if arrived else wake - now)
             started = time.monotonic()
@@ -166,9 +197,13 @@ class Loop:
         """Wait so long for something to come; the descriptors where it did."""
         # rounded up, so that a deadline has passed when the poll for it ends
         wait_ms = int(seconds * 1000) + 1 if seconds > 0 else 0
-        ready = [descriptor for descriptor, _ in self._poller.poll(wait_ms)]
-        self._notice_halt(wait_ms)
-        return ready
+        while True:
+            some_ms = min(wait_ms, self._guard.look())
+            ready = [descriptor for descriptor, _ in self._poller.poll(some_ms)]
+            self._notice_halt(some_ms)
+            wait_ms -= some_ms
+            if ready or wait_ms <= 0:
+                return ready
 
     def _notice_halt(self, slept_ms: int = 0) -> None:
         """To be called before anybody is judged by the time: maybe nobody could be heard."""
@@ -192,17 +227,30 @@ class Loop:
 
         def progress() -> None:
             notify(STATUS="saving", EXTEND_TIMEOUT_USEC=EXTEND_USEC)
-            self._engine.tell_alive(time.monotonic())
-            self._deliver(self._engine.take_replies())
+            now = time.monotonic()
+            self._engine.tell_alive(now)
+            self._outbox.deliver(self._engine.take_replies())
+            self._outbox.flush(now)
+            if now - begun > ENDING_SECONDS:
+                for peer in self._outbox.behind:
+                    self._hang_up(peer, "did not read its last replies")
+                    self._outbox.forget(peer)
+                    self._engine.gone(peer)
 
+        begun = time.monotonic()
         while self._connections.lost:
             self._tell_lost()
         failure = self._engine.finish(progress)
-        self._deliver(self._engine.take_replies())
+        self._outbox.deliver(self._engine.take_replies())
+        until = time.monotonic() + CLOSING_MS / 1000
+        while self._outbox.behind and time.monotonic() < until:
+            time.sleep(SLICE_SECONDS)
+            self._outbox.flush(time.monotonic())
         return failure
 
     def close(self) -> None:
         """Let the last replies leave, and stop listening."""
+        self._guard.close()
         self._connections.close()
         self._router.close()
         self._context.term()
@@ -220,30 +268,107 @@ class Loop:
             self._take_in(until)
         else:
             return False
-        self._deliver(engine.finish_turn())
+        self._outbox.deliver(engine.finish_turn())
         return True
+
+    def _see_to_connections(self, now: float) -> float:
+        """Do what has become due for them; when to be called again at the latest."""
+        connections, outbox = self._connections, self._outbox
+        if now >= outbox.due:
+            outbox.flush(now)
+        while self._refused and now - (self._refused[0].refused_at or now) > REFUSED_SECONDS:
+            connections.hang_up(self._refused.popleft(), "is one client too many")
+        while self._engine.offending:
+            self._hang_up(*self._engine.offending.popitem())
+        wake = min(outbox.due, self._admission.look(now))
+        if self._refused:
+            wake = min(wake, (self._refused[0].refused_at or now) + REFUSED_SECONDS)
+        if connections.lost or connections.uncounted or (self._inbox and self._take_up()):
+            return now
+        return wake
+
+    def _hang_up(self, peer: bytes, why: str) -> None:
+        connection = self._connections.get(peer)
+        if connection is not None:
+            self._connections.hang_up(connection, why)
+
+    def _take_up(self) -> bool:
+        """Hand to the engine what was kept of those who read their replies again; if anything."""
+        until = time.monotonic() + TURN_SECONDS
+        taken = 0
+        while (found := self._inbox.take(self._may_ask)) is not None:
+            taken += 1
+            self._engine.receive(found[0], [found[1]])
+            over = taken >= MESSAGES_A_TURN or self._engine.turn_over
+            if over or time.monotonic() >= until:
+                break
+        if taken:
+            self._outbox.deliver(self._engine.finish_turn())
+        return taken > 0
+
+    def _may_ask(self, peer: bytes) -> bool:
+        return not (self._outbox.is_behind(peer) or self._engine.is_full(peer))
 
     def _take_in(self, until: float) -> None:
         """Take what has arrived, at least one message, and hand it to the engine."""
-        router, engine = self._router, self._engine
+        router, engine, inbox = self._router, self._engine, self._inbox
         count = 0
-        while True:
+        while self._discarding is None or self._discard(until):
             peer = router.recv(zmq.NOBLOCK)
             frame = router.recv(zmq.NOBLOCK, copy=False)
             connection = self._connections.of(peer, frame)
             frames = [frame.bytes]
-            while frame.more:
+            while frame.more and len(frames) < FRAMES_MAX:
                 frame = router.recv(zmq.NOBLOCK, copy=False)
                 frames.append(frame.bytes)
             self._notice_halt()
-            engine.receive(peer, frames)
             if connection is None:
                 self._connections.lost.append(peer)
+            else:
+                self._guard.heard(connection, len(frames[0]))
+            if frame.more:
+                self._discarding = peer
+                self._hang_up(peer, f"sent a message of over {FRAMES_MAX} frames")
+            elif connection is not None and not connection.admitted:
+                self._refuse(peer, connection, frames)
+            elif peer in inbox or not self._may_ask(peer):
+                self._put_off(peer, frames)
+            else:
+                engine.receive(peer, frames)
             count += 1
             if count >= MESSAGES_A_TURN or engine.turn_over or time.monotonic() >= until:
                 break
             if not _readable(router):
                 break
+
+    def _discard(self, until: float) -> bool:
+        """Take further frames of a message that nobody wants; whether that has ended."""
+        while time.monotonic() < until:
+            for _ in range(FRAMES_MAX):
+                if not self._router.recv(zmq.NOBLOCK, copy=False).more:
+                    self._discarding = None
+                    return _readable(self._router)
+        return False
+
+    def _refuse(self, peer: bytes, connection: Connection, frames: list[bytes]) -> None:
+        """Tell a connection that it is one too many."""
+        error = self._limits.too_many_clients(self._admission.clients)
+        told = [(peer, encode_error(each.id, error)) for each in decode_requests(frames)]
+        self._outbox.deliver(told)
+        if connection.refused_at is None:
+            connection.refused_at = time.monotonic()
+            self._refused.append(connection)
+
+    def _put_off(self, peer: bytes, frames: list[bytes]) -> None:
+        """Keep what a peer asks that does not read what it is answered."""
+        if len(frames) > 1:
+            error = ProtocolError(f"a request is one frame, not {len(frames)}")
+            self._outbox.deliver([(peer, encode_error(None, error))])
+            return
+        over = self._inbox.put(peer, frames[0])
+        if over is not None:
+            self._inbox.gone(over)
+            self._hang_up(over, "asks far more than it reads answers to")
 
     def _arrived(self) -> None:
         """The first client has come, or the first after a while."""
@@ -256,27 +381,11 @@ class Loop:
         """Have the engine know of lost connections. It makes what comes of it durable together."""
         lost = self._connections.lost
         if lost:
-            self._engine.gone(*(lost.popleft() for _ in range(min(LOST_A_TURN, len(lost)))))
-
-    def _deliver(self, replies: Iterable[tuple[bytes, bytes]]) -> None:
-        for peer, message in replies:
-            try:
-                self._router.send(peer, _NOBLOCK_MORE)
-                self._router.send(message, zmq.NOBLOCK, copy=len(message) < _LARGE)
-            except zmq.Again:
-                self._count_lost_reply()
-            except zmq.ZMQError as error:
-                if error.errno != zmq.EHOSTUNREACH:
-                    raise
-                self._connections.lost.append(peer)
-
-    def _count_lost_reply(self) -> None:
-        # One line for many: whoever reads the log must not be able to hold the loop up.
-        self._replies_lost += 1
-        now = time.monotonic()
-        if now >= self._tell_lost_at:
-            log.warning("%d replies lost by clients that do not read them", self._replies_lost)
-            self._tell_lost_at = now + UPKEEP_SECONDS
+            some = [lost.popleft() for _ in range(min(LOST_A_TURN, len(lost)))]
+            for peer in some:
+                self._outbox.forget(peer)
+                self._inbox.gone(peer)
+            self._engine.gone(*some)
 
     def _upkeep(self) -> None:
         """Put back what somebody removed: the lock files, and the sockets new clients need."""

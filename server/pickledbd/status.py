@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from pickledbd.limits import Limits
+
 
 @dataclass
 class Status:
@@ -12,6 +14,7 @@ class Status:
 
     location: str
     request_bytes: int
+    limits: Limits = field(default_factory=Limits)
     endpoints: list[str] = field(default_factory=list)
     clients: int = 0
     started: float = field(default_factory=time.monotonic)

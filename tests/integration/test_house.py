@@ -82,7 +82,7 @@ def test_in_the_protocol_codec_knows_commands_which_know_errors():
 @pytest.mark.parametrize(
     ("room", "module", "only"),
     [
-        ("pickledbd", "zmq", {"loop", "listeners", "connections"}),
+        ("pickledbd", "zmq", {"loop", "listeners", "connections", "outbox"}),
         ("pickledbd_client", "zmq", {"channel"}),
         ("pickledbd", "fcntl", {"ownership", "disk"}),
         ("pickledbd", "mmap", {"counters"}),

@@ -129,6 +129,12 @@ class Over:
             return now
         return now + 60
 
+    offending = ()
+    memory = 0
+
+    def paced_by(self, pace):
+        pass
+
     def take_replies(self):
         return []
 
