@@ -43,6 +43,7 @@ MAX_SOCKETS = 16_384
 KEEPALIVE = (60, 15)
 """Seconds until a silent tcp connection is probed, and between the probes."""
 
+_QUEUE_SECONDS = 0.01  # until it is looked again whether the system's queue has room
 _FIRST_PATIENCE = 0.2  # seconds for a connection and its handshake, before another is tried
 
 Deadline = float | None
@@ -98,7 +99,7 @@ def _knock(endpoint: str, deadline: Deadline) -> None:
         if scheme == "ipc":
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(timeout)
-                probe.connect(address)
+                _connect(probe, address, deadline)
         else:
             host, _, port = address.rpartition(":")
             with socket.create_connection((host.strip("[]"), int(port)), timeout) as probe:
@@ -114,6 +115,17 @@ def _knock(endpoint: str, deadline: Deadline) -> None:
         raise NobodyThereError(
             error.strerror or str(error), forbidden=isinstance(error, PermissionError)
         ) from None
+
+
+def _connect(probe: socket.socket, path: str, deadline: Deadline) -> None:
+    """Connect to a socket at which others may queue: where that is full, the system waits not."""
+    while True:
+        try:
+            return probe.connect(path)
+        except BlockingIOError:
+            if remaining(deadline) == 0:
+                raise
+            time.sleep(_QUEUE_SECONDS)
 
 
 class Session:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import resource
+from itertools import islice
 from pathlib import Path
 
 from pickledbd.connections import Connections
@@ -34,6 +35,8 @@ ACCEPTED_A_WINDOW = 250
 
 SILENT_SECONDS = 2.0
 """Where there is no room, a connection that has never asked anything is kept for so long."""
+
+HUNG_UP_AT_ONCE = 50
 
 REFUSED_SECONDS = 1.0
 """How long after it was told that it is one too many a connection is kept."""
@@ -57,6 +60,7 @@ class Admission:
         self._a_window = min(ACCEPTED_A_WINDOW, max(8, margin // 2))
         self._window_ends = 0.0
         self._accepted = 0  # before this window
+        self._is_full = False
         self._log_at = -math.inf
         if self.clients < limits.clients:
             log.info(
@@ -72,29 +76,33 @@ class Admission:
                 return math.inf
             self._accepted, self._window_ends = connections.accepted, now + WINDOW_SECONDS
         rushed = connections.accepted - self._accepted >= self._a_window
-        full = len(connections) >= self.most
+        # Once it is, until there is room again for some
+        full = len(connections) >= self.most - self._is_full * (self.most // 10)
         if full:
             self._make_room(now)
-        if listeners.paused:
-            has_room = len(connections) < self.most - self.most // 10
-            if has_room and not rushed and not connections.uncounted:
-                listeners.resume()
-        elif full or rushed:
-            listeners.pause()
-            if full and now >= self._log_at:
+            if not self._is_full and now >= self._log_at:
                 self._log_at = now + LOG_SECONDS
                 log.warning(
                     "%d connections are open, so further ones have to wait (%s)",
                     len(connections),
                     connections.most_of(),
                 )
+        self._is_full = full
+        if listeners.paused and not (full or rushed or connections.uncounted):
+            listeners.resume()
+        elif not listeners.paused and (full or rushed):
+            listeners.pause()
         return self._window_ends if listeners.paused else math.inf
 
     def _make_room(self, now: float) -> None:
-        """Hang up on those who only hold a place."""
-        for connection in self._connections:
-            if connection.peer is None and now - connection.since > SILENT_SECONDS:
-                self._connections.hang_up(connection, "asked nothing, where others have to wait")
+        """Hang up on those who only hold a place, the oldest first."""
+        places = (
+            each
+            for each in self._connections
+            if each.peer is None and now - each.since > SILENT_SECONDS
+        )
+        for connection in islice(places, HUNG_UP_AT_ONCE):
+            self._connections.hang_up(connection, "asked nothing, where others have to wait")
 
 
 def _descriptors_left() -> int:

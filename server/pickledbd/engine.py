@@ -13,7 +13,6 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -36,7 +35,7 @@ from pickledbd.saver import Gate, Saver
 from pickledbd.status import Status
 from pickledbd.store import Effect, Size, Store
 from pickledbd.table import View
-from pickledbd.tasks import Task, Tasks
+from pickledbd.tasks import Pause, Task, Tasks
 from pickledbd.ties import Ties
 from pickledbd_protocol import (
     PickleDBError,
@@ -126,14 +125,14 @@ class Engine:
         self._held: dict[Peer, list[Request]] = {}  # until a batch counts, or there is time
         self._waiting: Ties[tuple[Peer, int], Peer] = Ties()  # answers that take long
         self._reads: Counter[Peer] = Counter()  # of them those with the whole content
-        self._pace: Callable[[Peer], Future[None] | None] = lambda _peer: None
+        self._pace: Callable[[Peer], Pause | None] = lambda _peer: None
         self._tell_alive = 0.0
         self._freeing = False
         self._tick_at = 0.0
         self._gone: set[Peer] = set()
         self._gathering: set[Peer] = set()  # who have asked for several things in one message
 
-    def paced_by(self, pace: Callable[[Peer], Future[None] | None]) -> None:
+    def paced_by(self, pace: Callable[[Peer], Pause | None]) -> None:
         """`pace`: what to wait for, if anything, before a peer is given more of a long answer."""
         self._pace = pace
 

@@ -16,6 +16,7 @@ import zmq
 
 from pickledbd.endpoints import CannotServe, Claim
 from pickledbd.ownership import AlreadyOwnedError
+from pickledbd.valve import Valve
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Listeners:
     def __init__(self, router: zmq.Socket[bytes], claims: Iterable[Claim]) -> None:
         self._router = router
         self._claims = list(claims)
+        self._valves: dict[Claim, Valve] = {}
         self.paused = False
         """Whether connections are left to wait."""
 
@@ -35,39 +37,29 @@ class Listeners:
 
     def _bind(self, claim: Claim) -> str:
         endpoint = claim.listen()
-        if not self.paused:
-            self._attach(claim)
-        return endpoint
-
-    def _attach(self, claim: Claim) -> None:
-        """Have libzmq accept what comes."""
-        self._router.use_fd = os.dup(claim.fileno())  # which libzmq closes
+        descriptor = os.dup(claim.fileno())  # which libzmq closes
+        self._router.use_fd = descriptor
         try:
-            self._router.bind(claim.endpoint)
+            self._router.bind(endpoint)
         except zmq.ZMQError as error:
-            raise CannotServe(f"cannot bind {claim.endpoint}: {error.strerror}") from None
+            raise CannotServe(f"cannot bind {endpoint}: {error.strerror}") from None
         finally:
             self._router.use_fd = -1
-
-    def _detach(self, claim: Claim) -> None:
-        with contextlib.suppress(zmq.ZMQError):  # it may be unbound since it was lost
-            self._router.unbind(claim.endpoint)
+        self._valves[claim] = Valve(descriptor)
+        if self.paused:
+            self._valves[claim].shut()
+        return endpoint
 
     def pause(self) -> None:
-        """Accept nothing: who connects waits in the system's queue (listen(2))."""
-        self.paused = True
-        for claim in self._claims:
-            self._detach(claim)
+        """Accept nothing, if that can be done: who connects waits in the system's queue."""
+        shut = [valve.shut() for valve in self._valves.values()]
+        self.paused = all(shut)
 
     def resume(self) -> None:
-        """Accept again."""
+        """Accept again. To be done before the socket is closed."""
         self.paused = False
-        for claim in self._claims:
-            if claim.fileno() >= 0:
-                try:
-                    self._attach(claim)
-                except (CannotServe, OSError) as error:
-                    log.error("cannot accept at %s: %s", claim.endpoint, error)
+        for valve in self._valves.values():
+            valve.open()
 
     def restore(self) -> None:
         """Listen again where somebody removed the socket that new clients need."""
@@ -77,7 +69,9 @@ class Listeners:
             log.warning("%s was removed; binding it again", claim.endpoint)
             try:
                 claim.restore()
-                self._detach(claim)
+                self._valves.pop(claim).open()
+                with contextlib.suppress(zmq.ZMQError):  # it may be unbound since last time
+                    self._router.unbind(claim.endpoint)
                 self._bind(claim)
             except AlreadyOwnedError as error:
                 log.error("%s was removed and is now held by pid %s", error.args[0], error.pid)

@@ -251,6 +251,7 @@ class Loop:
     def close(self) -> None:
         """Let the last replies leave, and stop listening."""
         self._guard.close()
+        self._listeners.resume()
         self._connections.close()
         self._router.close()
         self._context.term()

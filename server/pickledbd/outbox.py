@@ -11,10 +11,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import zmq
+
+from pickledbd.tasks import Pause
 
 Peer = bytes
 
@@ -59,7 +60,7 @@ class _Reader:
     kept_bytes: int = 0
     moved_at: float = 0.0
     """When it took something last, or had nothing to take."""
-    room: Future[None] | None = None
+    room: Pause | None = None
     is_over: bool = False
     """It was hung up on: nothing is kept for it any more."""
 
@@ -210,13 +211,13 @@ class Outbox:
         reader = self._behind.get(peer)
         return reader is not None and reader.kept_bytes >= ROOM_BYTES
 
-    def pace(self, peer: Peer) -> Future[None] | None:
+    def pace(self, peer: Peer) -> Pause | None:
         """What to wait for until it is not; None if it is not."""
         reader = self._behind.get(peer)
         if reader is None or reader.kept_bytes < ROOM_BYTES:
             return None
         if reader.room is None:
-            reader.room = Future()
+            reader.room = Pause()
         return reader.room
 
     def sent_to(self, peer: Peer) -> int:

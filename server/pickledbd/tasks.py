@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 Task = Generator[Future[Any] | None, None, T]
 
+Pause = Future[None]
+"""What a task waits for that no thread does; whoever made it tells when it is over."""
+
 
 class Worker:
     """A thread that does one thing after the other."""
