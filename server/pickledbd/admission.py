@@ -38,6 +38,8 @@ SILENT_SECONDS = 2.0
 
 HUNG_UP_AT_ONCE = 50
 
+HELD_SECONDS = 0.5
+
 REFUSED_SECONDS = 1.0
 """How long after it was told that it is one too many a connection is kept."""
 
@@ -61,12 +63,18 @@ class Admission:
         self._window_ends = 0.0
         self._accepted = 0  # before this window
         self._is_full = False
+        self._held_until = 0.0
         self._log_at = -math.inf
         if self.clients < limits.clients:
             log.info(
                 "%d clients are served at a time, for want of descriptors (RLIMIT_NOFILE)",
                 self.clients,
             )
+
+    def hold(self, now: float) -> None:
+        """Accept nothing for a moment: what a process has sent that is kept out is taken first."""
+        self._held_until = now + HELD_SECONDS
+        self._listeners.pause()
 
     def look(self, now: float) -> float:
         """Accept, or do not, from now on; when to be called again at the latest."""
@@ -88,7 +96,8 @@ class Admission:
                     connections.most_of(),
                 )
         self._is_full = full
-        if listeners.paused and not (full or rushed or connections.uncounted):
+        held = rushed or connections.uncounted or now < self._held_until
+        if listeners.paused and not (full or held):
             listeners.resume()
         elif not listeners.paused and (full or rushed):
             listeners.pause()

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 LOG_SECONDS = 1.0
 """One line about those who were hung up on is logged in so long, be they ever so many."""
 
+BANNED_SECONDS = 10.0
+"""How long a process is kept out that filled the memory, or sent what only costs time."""
+
 # As zmq_socket_monitor(3) tells it: pyzmq's own way would import all of asyncio, at each start
 _EVENT = struct.Struct("=Hi")
 
@@ -43,6 +46,8 @@ class Connection:
     since: float = field(default_factory=time.monotonic)
     peer: bytes | None = None
     """The routing id, once it has sent a message."""
+    is_out: bool = False
+    """Whether it was hung up on: what may still come of it is not wanted."""
     admitted: bool = False
     """Whether it is served: it was not one too many when it first asked something."""
     refused_at: float | None = None
@@ -76,6 +81,7 @@ class Connections:
         self.hung_up = 0
         """On how many this side has hung up."""
         self.most = most
+        self._banned: dict[str, float] = {}  # until when, by time.monotonic()
         self._tell_at = -math.inf
         self._untold = 0
         self._open: dict[int, Connection] = {}
@@ -115,6 +121,8 @@ class Connections:
                 self.accepted += 1
                 self.accepted_at = time.monotonic()
                 self._open[descriptor] = Connection(descriptor, endpoint.decode())
+                if self._banned:
+                    self._keep_out(self._open[descriptor])
             else:
                 connection = self._open.pop(descriptor, None)
                 if connection is not None:
@@ -160,17 +168,36 @@ class Connections:
         """That of a peer that has sent a message."""
         return self._of_peer.get(peer)
 
-    def hang_up(self, connection: Connection, why: str = "") -> None:
-        """End a connection, which libzmq then notices by itself. `why` is logged, now and then."""
+    def hang_up(self, connection: Connection, why: str = "", *, ban: bool = False) -> None:
+        """End a connection, which libzmq then notices by itself. `why` is logged, now and then.
+
+        `ban`: and have its process come again only after a while.
+        """
         self.count()  # the descriptor may be another's by now
         if self._open.get(connection.descriptor) is not connection:
             return
         connection.who = connection.who or _who(connection.descriptor)
-        with contextlib.suppress(OSError), _socket(connection.descriptor) as there:
-            there.shutdown(socket.SHUT_RDWR)
-        self.hung_up += 1
+        self._shut(connection)
+        if ban:
+            self._banned[connection.who] = time.monotonic() + BANNED_SECONDS
+            why += f"; it is kept out for {BANNED_SECONDS:g} s"
         if why:
             self._tell(connection, why)
+
+    def _keep_out(self, connection: Connection) -> None:
+        now = time.monotonic()
+        self._banned = {who: until for who, until in self._banned.items() if until > now}
+        connection.who = _who(connection.descriptor)
+        if connection.who in self._banned:
+            self._shut(connection)
+
+    def _shut(self, connection: Connection) -> None:
+        connection.is_out = True
+        self.hung_up += 1
+        with contextlib.suppress(OSError), _socket(connection.descriptor) as there:
+            there.shutdown(socket.SHUT_RDWR)
+            while there.recv(2**16):  # libzmq would still read it
+                pass
 
     def _tell(self, connection: Connection, why: str) -> None:
         # Whoever reads the log must not be able to hold the loop up, nor fill a disk

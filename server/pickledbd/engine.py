@@ -56,7 +56,7 @@ Peer = bytes
 ALIVE_SECONDS = 1.0
 """How often who waits for something long is told that it is being done."""
 
-TAKEN_IN_SECONDS = 0.0015
+TAKEN_IN_SECONDS = 0.0005
 """How long several requests of one message, or those that were held, are taken in at a time."""
 
 TICK_SECONDS = 0.05
@@ -137,6 +137,11 @@ class Engine:
         self._pace = pace
 
     @property
+    def waits_for_disk(self) -> bool:
+        """Whether each turn does."""
+        return self._journal.durable == "fsync"
+
+    @property
     def offending(self) -> dict[Peer, str]:
         """Peers on whom the loop is to hang up, and why."""
         return self._batches.offending
@@ -167,7 +172,7 @@ class Engine:
                 self._hold(peer, request)
             else:
                 self._admit(peer, request)
-        if not (is_alone or self._journal.durable == "fsync"):
+        if not (is_alone or self.waits_for_disk):
             # Whoever has further ones under way goes on with these while those are applied. But a
             # turn that waits for the disk is worth being shared
             self.turn_over = True

@@ -13,9 +13,11 @@ Who merely sends a large message, slowly, is left alone, and so is who only read
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
 import select
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -44,6 +46,10 @@ PATIENCE = 10
 
 WATCHED_A_LOOK = 1000
 """Connections that are begun to be watched in one look."""
+
+TRIM_SECONDS = 2.0
+"""How long after it has hung up on somebody the allocator is to give back what libzmq has given
+back to it by then."""
 
 NEVER_MS = 3_600_000
 
@@ -76,6 +82,7 @@ class Guard:
         self._large: Counter[Connection] = Counter()  # bytes since the last look
         self._told: dict[Connection, int] = {}  # what they had been sent
         self._strange_looks = 0
+        self._trim_at = math.inf
         self._statm = -1
         with contextlib.suppress(OSError):
             self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
@@ -104,6 +111,9 @@ class Guard:
         return max(1, math.ceil((self._next - now) * 1000))
 
     def _look(self) -> None:
+        if time.monotonic() >= self._trim_at:
+            self._trim_at = math.inf
+            _trim()
         resident = int(os.pread(self._statm, 100, 0).split()[1]) * _PAGE
         unexplained = resident - self._explained()
         self._floor = min(self._floor, unexplained)
@@ -138,10 +148,12 @@ class Guard:
         else:
             culprit = max(heavy, key=lambda each: self._large[each])
             why = "sends large messages faster than they can be taken in"
-        self._connections.hang_up(culprit, f"{why}; memory grew by {grown / 2**20:.0f} MiB")
+        why += f", by which the daemon's memory grew by {grown / 2**20:.0f} MiB"
+        self._connections.hang_up(culprit, why, ban=True)
         self._hits.pop(culprit, None)
         self._large.pop(culprit, None)
-        self._floor = unexplained  # what is given back may stay with the allocator
+        self._floor = unexplained
+        self._trim_at = time.monotonic() + TRIM_SECONDS
 
     def _watch(self) -> None:
         """Note on which connections bytes came since the last look, and no message."""
@@ -193,6 +205,16 @@ class Guard:
         self._told.clear()
         self._hits.clear()
         self._strange_looks = 0
+
+
+def _trim() -> None:
+    """Have the C library's allocator give unused memory back to the system (malloc_trim(3)).
+
+    That takes some tens of milliseconds and more, so a thread does it, without Python's lock.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        threading.Thread(target=trim, args=(0,), daemon=True).start()
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -37,9 +37,11 @@ from pickledbd_protocol import ProtocolError, SaveFailed, decode_requests, encod
 log = logging.getLogger(__name__)
 
 MESSAGES_A_TURN = 128
-TURN_SECONDS = 0.0015
+TURN_SECONDS = 0.0005
+SHARED_TURN_SECONDS = 0.0015
 """What comes beyond these is left for the next turn: who waits for the replies of this one, and
-signals, and tasks, are not to wait long."""
+signals, and tasks, are not to wait long. The latter where a turn waits for the disk, which is
+worth being shared."""
 
 SLICE_SECONDS = 0.0015
 """How long tasks run at a time while nobody asks anything."""
@@ -55,7 +57,7 @@ LOST_A_TURN = 64
 """Lost connections of which the engine is told at a time: each may have held locks, and others may
 wait for these."""
 
-MESSAGES_QUEUED = 1000
+MESSAGES_QUEUED = 16
 """Messages of one connection that libzmq takes in before the loop does."""
 
 FRAMES_MAX = 16
@@ -112,6 +114,7 @@ class Loop:
         self._next_slice = 0.0  # when tasks may run although somebody is
         self._awake_at = 0  # when it last began to do something, by the daemon's clock
         self._limits = status.limits
+        self._turn_seconds = SHARED_TURN_SECONDS if engine.waits_for_disk else TURN_SECONDS
         self._refused: deque[Connection] = deque()  # who were told that they are one too many
         self._discarding: bytes | None = None  # whose message has far too many frames
         self._context = zmq.Context()
@@ -259,7 +262,7 @@ class Loop:
     def _turn(self, ready: list[int], *, arrived: bool) -> bool:
         """Take what has arrived, apply it, answer it. False if there was nothing."""
         router, engine = self._router, self._engine
-        until = time.monotonic() + TURN_SECONDS
+        until = time.monotonic() + self._turn_seconds
         if self._connections.uncounted or self._monitor_fd in ready:
             self._connections.count(until)
             self._status.clients = len(self._connections)
@@ -288,14 +291,14 @@ class Loop:
             return now
         return wake
 
-    def _hang_up(self, peer: bytes, why: str) -> None:
+    def _hang_up(self, peer: bytes, why: str, *, ban: bool = False) -> None:
         connection = self._connections.get(peer)
         if connection is not None:
-            self._connections.hang_up(connection, why)
+            self._connections.hang_up(connection, why, ban=ban)
 
     def _take_up(self) -> bool:
         """Hand to the engine what was kept of those who read their replies again; if anything."""
-        until = time.monotonic() + TURN_SECONDS
+        until = time.monotonic() + self._turn_seconds
         taken = 0
         while (found := self._inbox.take(self._may_ask)) is not None:
             taken += 1
@@ -329,7 +332,10 @@ class Loop:
                 self._guard.heard(connection, len(frames[0]))
             if frame.more:
                 self._discarding = peer
-                self._hang_up(peer, f"sent a message of over {FRAMES_MAX} frames")
+                self._hang_up(peer, f"sent a message of over {FRAMES_MAX} frames", ban=True)
+                self._admission.hold(time.monotonic())
+            elif connection is not None and connection.is_out:
+                pass
             elif connection is not None and not connection.admitted:
                 self._refuse(peer, connection, frames)
             elif peer in inbox or not self._may_ask(peer):
@@ -346,7 +352,8 @@ class Loop:
         """Take further frames of a message that nobody wants; whether that has ended."""
         while time.monotonic() < until:
             for _ in range(FRAMES_MAX):
-                if not self._router.recv(zmq.NOBLOCK, copy=False).more:
+                self._router.recv(zmq.NOBLOCK)
+                if not self._router.get(zmq.RCVMORE):
                     self._discarding = None
                     return _readable(self._router)
         return False

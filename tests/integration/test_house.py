@@ -86,7 +86,7 @@ def test_in_the_protocol_codec_knows_commands_which_know_errors():
         ("pickledbd_client", "zmq", {"channel"}),
         ("pickledbd", "fcntl", {"ownership", "disk"}),
         ("pickledbd", "mmap", {"counters"}),
-        ("pickledbd", "ctypes", {"counters", "valve"}),
+        ("pickledbd", "ctypes", {"counters", "valve", "guard"}),
         ("pickledbd_client", "mmap", {"cache"}),
         ("pickledbd", "concurrent", {"tasks", "saver"}),
     ],

@@ -131,6 +131,7 @@ class Over:
 
     offending = ()
     memory = 0
+    waits_for_disk = False
 
     def paced_by(self, pace):
         pass
