@@ -80,6 +80,10 @@ class About:
             "locks": len(self._store.locks),
             "waiting": len(self._parking),
             "longest_slice_ms": round(status.longest_slice_ms, 3),
+            "memory_bytes": self._store.size.bytes,
+            "unread_bytes": status.unread_bytes,
+            "hung_up": status.hung_up,
+            "limits": {"request_bytes": status.request_bytes, **status.limits.told()},
         }
         if reset:
             status.longest_slice_ms = 0.0

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from pickledbd.store import Size
 from pickledbd_protocol import PickleDBError, TooLarge, Unavailable, WritesRefused, shown
@@ -46,6 +47,10 @@ class Limits:
             options.max_waiting,
             options.max_unread * MIB,
         )
+
+    def told(self) -> dict[str, Any]:
+        """For `info`."""
+        return asdict(self)
 
     @property
     def bounded(self) -> bool:

@@ -15,6 +15,7 @@ import logging
 import select
 import time
 from collections import deque
+from dataclasses import replace
 
 import zmq
 
@@ -137,6 +138,7 @@ class Loop:
         )
         self._inbox = Inbox(self._limits.unread_bytes)
         self._admission = Admission(self._connections, self._listeners, self._limits)
+        status.limits = replace(self._limits, clients=self._admission.clients)
         self._guard = Guard(
             self._connections,
             status.request_bytes,
@@ -266,6 +268,7 @@ class Loop:
         if self._connections.uncounted or self._monitor_fd in ready:
             self._connections.count(until)
             self._status.clients = len(self._connections)
+            self._status.hung_up = self._connections.hung_up
         if self._signals_fd in ready:
             self._signals.drain()
         if arrived or (ready and _readable(router)):
@@ -280,6 +283,7 @@ class Loop:
         connections, outbox = self._connections, self._outbox
         if now >= outbox.due:
             outbox.flush(now)
+            self._status.unread_bytes = outbox.bytes
         while self._refused and now - (self._refused[0].refused_at or now) > REFUSED_SECONDS:
             connections.hang_up(self._refused.popleft(), "is one client too many")
         while self._engine.offending:

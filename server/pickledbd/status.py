@@ -17,6 +17,8 @@ class Status:
     limits: Limits = field(default_factory=Limits)
     endpoints: list[str] = field(default_factory=list)
     clients: int = 0
+    hung_up: int = 0
+    unread_bytes: int = 0
     started: float = field(default_factory=time.monotonic)
     longest_slice_ms: float = 0.0
     last_save_time: float | None = None
