@@ -13,6 +13,7 @@ import os
 import resource
 import select
 import socket
+import subprocess
 import sys
 import time
 
@@ -54,6 +55,22 @@ def frame(body, flags=0):
 def request(number, op, **args):
     """A request's body."""
     return json.dumps({"id": number, "client": "abuser", "op": op, "args": args}).encode()
+
+
+@contextlib.contextmanager
+def abuser(scenario, path):
+    """Have a process at it, which gives way to all others; once it has begun."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, scenario, path],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"ABUSER_NICE": "10"},
+    )
+    try:
+        assert process.stdout.readline() == b"begun\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def begun():

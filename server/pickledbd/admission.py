@@ -1,12 +1,9 @@
 """Admission: how many connections are accepted, and how fast.
 
-May live here: when the daemon stops accepting and begins again, and whom it sends away to have
-room. What is not accepted waits in the system's queue, so nobody is refused by this.
-
-libzmq aborts the process where it has no descriptor for a connection that it accepts, which it does
-by a thread of its own, some fifty thousand a second. So there is a margin, to be used up while the
-loop is busy elsewhere; and not more than so many are accepted at a time, which also leaves
-processor time to those who are there already.
+May live here: when the next one is accepted, and whom the daemon sends away to have room. They are
+accepted one by one (`valve`): only when one is known of, and there is room, the next. So a flood of
+them waits in the system's queue, where it costs nobody anything, and libzmq, which aborts the
+process where it has no descriptor for a connection, always has one.
 """
 
 from __future__ import annotations
@@ -20,18 +17,22 @@ from pathlib import Path
 from pickledbd.connections import Connections
 from pickledbd.limits import Limits
 from pickledbd.listeners import Listeners
+from pickledbd.valve import IS_THERE
 
 log = logging.getLogger(__name__)
 
-RESERVE = 32
-"""Descriptors that are left for files: data file, journals, annex, lock files."""
+RESERVE = 40
+"""Descriptors that are left for files: data file, journals, annex, lock files; and for looks."""
 
 AHEAD = 1000
 """Connections beyond the clients that are served: each is told that it is one too many."""
 
 WINDOW_SECONDS = 0.1
 ACCEPTED_A_WINDOW = 250
-"""Who comes beyond these in such a while waits for the next."""
+"""Who comes beyond these in such a while waits for the next: each costs the others something."""
+
+FULL_SECONDS = 0.02
+"""How soon it is looked again whether there is room."""
 
 SILENT_SECONDS = 2.0
 """Where there is no room, a connection that has never asked anything is kept for so long."""
@@ -39,6 +40,7 @@ SILENT_SECONDS = 2.0
 HUNG_UP_AT_ONCE = 50
 
 HELD_SECONDS = 0.5
+"""How long nobody is accepted where a process is kept out from now on, which may try again."""
 
 REFUSED_SECONDS = 1.0
 """How long after it was told that it is one too many a connection is kept."""
@@ -51,19 +53,18 @@ class Admission:
 
     def __init__(self, connections: Connections, listeners: Listeners, limits: Limits) -> None:
         free = _descriptors_left() - RESERVE
-        margin = max(min(free // 3, 16_384), 32)
-        self.most = max(1, min(limits.clients + AHEAD, free - margin))
-        """Connections that are accepted."""
-        self.clients = min(limits.clients, max(1, self.most - self.most // 8))
+        if not IS_THERE:  # they are accepted while the loop is busy elsewhere
+            free -= max(min(free // 3, 16_384), 32)
+        self._most = max(1, min(limits.clients + AHEAD, free))  # that are accepted
+        self.clients = min(limits.clients, max(1, self._most - self._most // 8))
         """Connections that are served."""
         self._connections = connections
         connections.most = self.clients
         self._listeners = listeners
-        self._a_window = min(ACCEPTED_A_WINDOW, max(8, margin // 2))
-        self._window_ends = 0.0
-        self._accepted = 0  # before this window
-        self._is_full = False
-        self._held_until = 0.0
+        self._known = 0  # of those that were accepted, or could not be
+        self._of_window = 0
+        self._window_ends = self._held_until = 0.0
+        self._is_waiting = self._is_full = False
         self._log_at = -math.inf
         if self.clients < limits.clients:
             log.info(
@@ -72,43 +73,55 @@ class Admission:
             )
 
     def hold(self, now: float) -> None:
-        """Accept nothing for a moment: what a process has sent that is kept out is taken first."""
+        """Accept nobody for a moment."""
         self._held_until = now + HELD_SECONDS
-        self._listeners.pause()
+        self._is_waiting = True
+        self._listeners.shut()
+
+    def upkeep(self) -> None:
+        """Accept the next one, whatever became of the one before."""
+        if not self._is_waiting:
+            self._listeners.let_one_in()
 
     def look(self, now: float) -> float:
-        """Accept, or do not, from now on; when to be called again at the latest."""
-        connections, listeners = self._connections, self._listeners
+        """Accept the next one, or do not yet; when to be called again at the latest."""
+        connections = self._connections
+        known = connections.accepted + connections.not_accepted
+        if known == self._known and not self._is_waiting:
+            return math.inf
         if now >= self._window_ends:
-            if connections.accepted == self._accepted and not listeners.paused:
-                return math.inf
-            self._accepted, self._window_ends = connections.accepted, now + WINDOW_SECONDS
-        rushed = connections.accepted - self._accepted >= self._a_window
+            self._of_window, self._window_ends = 0, now + WINDOW_SECONDS
+        self._of_window += known - self._known
+        self._known = known
         # Once it is, until there is room again for some
-        full = len(connections) >= self.most - self._is_full * (self.most // 10)
+        full = len(connections) >= self._most - self._is_full * (self._most // 10)
         if full:
-            self._make_room(now)
-            if not self._is_full and now >= self._log_at:
-                self._log_at = now + LOG_SECONDS
-                log.warning(
-                    "%d connections are open, so further ones have to wait (%s)",
-                    len(connections),
-                    connections.most_of(),
-                )
+            self._make_room(now, tell=not self._is_full)
         self._is_full = full
-        held = rushed or connections.uncounted or now < self._held_until
-        if listeners.paused and not (full or held):
-            listeners.resume()
-        elif not listeners.paused and (full or rushed):
-            listeners.pause()
-        return self._window_ends if listeners.paused else math.inf
+        self._is_waiting = (
+            full
+            or self._of_window >= ACCEPTED_A_WINDOW
+            or connections.uncounted
+            or now < self._held_until
+        )
+        if self._is_waiting:
+            return now + FULL_SECONDS
+        self._listeners.let_one_in()
+        return math.inf
 
-    def _make_room(self, now: float) -> None:
+    def _make_room(self, now: float, *, tell: bool) -> None:
         """Hang up on those who only hold a place, the oldest first."""
+        if tell and now >= self._log_at:
+            self._log_at = now + LOG_SECONDS
+            log.warning(
+                "%d connections are open, so further ones have to wait (%s)",
+                len(self._connections),
+                self._connections.most_of(),
+            )
         places = (
             each
             for each in self._connections
-            if each.peer is None and now - each.since > SILENT_SECONDS
+            if each.peer is None and not each.is_out and now - each.since > SILENT_SECONDS
         )
         for connection in islice(places, HUNG_UP_AT_ONCE):
             self._connections.hang_up(connection, "asked nothing, where others have to wait")

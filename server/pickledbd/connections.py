@@ -76,6 +76,8 @@ class Connections:
         """When the last one was made."""
         self.accepted = 0
         """How many were made."""
+        self.not_accepted = 0
+        """How many were lost before they were."""
         self.admitted = 0
         """How many are served."""
         self.hung_up = 0
@@ -89,7 +91,10 @@ class Connections:
         self._router = router
         self._first = first
         # Their values are descriptors; DISCONNECTED also follows a handshake that failed.
-        router.monitor("inproc://connections", zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        router.monitor(
+            "inproc://connections",
+            zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED,
+        )
         # Unbounded, since libzmq's I/O thread waits when the monitor's queue is full
         self._monitor = context.socket(zmq.PAIR)
         self._monitor.rcvhwm = 0
@@ -123,6 +128,8 @@ class Connections:
                 self._open[descriptor] = Connection(descriptor, endpoint.decode())
                 if self._banned:
                     self._keep_out(self._open[descriptor])
+            elif event == zmq.EVENT_ACCEPT_FAILED:
+                self.not_accepted += 1
             else:
                 connection = self._open.pop(descriptor, None)
                 if connection is not None:

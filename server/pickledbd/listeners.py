@@ -28,8 +28,6 @@ class Listeners:
         self._router = router
         self._claims = list(claims)
         self._valves: dict[Claim, Valve] = {}
-        self.paused = False
-        """Whether connections are left to wait."""
 
     def bind(self) -> list[str]:
         """Listen at every claimed endpoint and return them as clients reach them. CannotServe."""
@@ -46,20 +44,17 @@ class Listeners:
         finally:
             self._router.use_fd = -1
         self._valves[claim] = Valve(descriptor)
-        if self.paused:
-            self._valves[claim].shut()
         return endpoint
 
-    def pause(self) -> None:
-        """Accept nothing, if that can be done: who connects waits in the system's queue."""
-        shut = [valve.shut() for valve in self._valves.values()]
-        self.paused = all(shut)
-
-    def resume(self) -> None:
-        """Accept again. To be done before the socket is closed."""
-        self.paused = False
+    def let_one_in(self) -> None:
+        """Accept one further connection at each endpoint."""
         for valve in self._valves.values():
-            valve.open()
+            valve.let_one_in()
+
+    def shut(self) -> None:
+        """Accept nobody."""
+        for valve in self._valves.values():
+            valve.shut()
 
     def restore(self) -> None:
         """Listen again where somebody removed the socket that new clients need."""
@@ -69,7 +64,7 @@ class Listeners:
             log.warning("%s was removed; binding it again", claim.endpoint)
             try:
                 claim.restore()
-                self._valves.pop(claim).open()
+                self._valves.pop(claim, None)
                 with contextlib.suppress(zmq.ZMQError):  # it may be unbound since last time
                     self._router.unbind(claim.endpoint)
                 self._bind(claim)

@@ -256,7 +256,6 @@ class Loop:
     def close(self) -> None:
         """Let the last replies leave, and stop listening."""
         self._guard.close()
-        self._listeners.resume()
         self._connections.close()
         self._router.close()
         self._context.term()
@@ -410,6 +409,7 @@ class Loop:
         except OSError as error:
             log.error("cannot restore what was removed: %s", error)
         self._listeners.restore()
+        self._admission.upkeep()
 
 
 def _readable(source: zmq.Socket[bytes]) -> bool:

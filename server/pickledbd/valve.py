@@ -1,10 +1,10 @@
-"""The valve: have libzmq accept nothing for a while, and accept again.
+"""The valve: have libzmq accept one connection, and then none until it is told to again.
 
 May live here: what that takes. libzmq knows no pause: to unbind ends the connections too, which are
-children of the listener. But its I/O thread waits for the listening socket by epoll(7), as for all
-others, and anybody in the process may take a descriptor out of an epoll set and put it back; what
-libzmq knows it by there is told in /proc/self/fdinfo (proc(5)). Meanwhile who connects waits in the
-system's queue. Where that is not to be had, on other systems than Linux, a valve stays open.
+children of the listener; and it accepts whatever comes, until it has no descriptor left and aborts.
+But its I/O thread waits for the listening socket by epoll(7), and anybody in the process may say
+what for: once only (EPOLLONESHOT), or nothing. What libzmq knows the socket by there is told in
+/proc/self/fdinfo (proc(5)). Meanwhile who connects waits in the system's queue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ FOUND_SECONDS = 1.0
 """How long the I/O thread may take to wait for a new listening socket."""
 
 _FDINFO = Path("/proc/self/fdinfo")
-_ADD, _DELETE = 1, 2  # EPOLL_CTL_ADD, EPOLL_CTL_DEL
+_MODIFY = 3  # EPOLL_CTL_MOD
+
+IS_THERE = hasattr(select, "epoll") and _FDINFO.is_dir()
+"""Whether there are valves; else, on other systems than Linux, they are always open."""
 
 
 class _Event(ctypes.Structure):
@@ -36,27 +39,25 @@ class Valve:
         self._descriptor = descriptor
         self._place: tuple[int, int] | None = None  # its epoll set, and its data there
         until = time.monotonic() + FOUND_SECONDS
-        while _FDINFO.is_dir() and self._place is None and time.monotonic() < until:
+        while IS_THERE and self._place is None and time.monotonic() < until:
             self._place = _find(descriptor)
             time.sleep(0 if self._place else 0.0005)
-        self._is_shut = False
+        self.let_one_in()
 
-    def shut(self) -> bool:
-        """Let nobody in; whether that can be done."""
-        if self._place is not None and not self._is_shut:
-            self._is_shut = self._control(_DELETE)
-        return self._is_shut
+    def let_one_in(self) -> None:
+        """Have the next one accepted, be it there already or not."""
+        if self._place is not None:
+            self._wait_for(select.EPOLLIN | select.EPOLLONESHOT)
 
-    def open(self) -> None:
-        """Let in who waits, and who comes. To be done before libzmq is told to listen no more."""
-        if self._is_shut:
-            self._is_shut = not self._control(_ADD)
+    def shut(self) -> None:
+        """Let nobody in, also where one might have come."""
+        self._wait_for(0)
 
-    def _control(self, what: int) -> bool:
-        assert self._place is not None  # noqa: S101 - nobody asks else
-        epoll, data = self._place
-        event = ctypes.byref(_Event(select.EPOLLIN, data))
-        return bool(ctypes.CDLL(None).epoll_ctl(epoll, what, self._descriptor, event) == 0)
+    def _wait_for(self, events: int) -> None:
+        if self._place is not None:
+            epoll, data = self._place
+            event = ctypes.byref(_Event(events, data))
+            ctypes.CDLL(None).epoll_ctl(epoll, _MODIFY, self._descriptor, event)
 
 
 def _find(descriptor: int) -> tuple[int, int] | None:

@@ -108,7 +108,7 @@ def test_no_memory_is_taken_beyond_the_limit(wire):
     assert error["code"] == "writes_refused"
     assert "'more'" in error["message"]
     assert "--max-memory" in error["message"]
-    error = wired.ask("set_many", items=many(2 * LARGE))
+    error = wired.ask("set_many", items=many(2 * LARGE, start=1000))
     assert error["code"] == "writes_refused"
     assert content(wired) == before
     assert wired.ask("set", key="n1", value="y" * 10_000).get("code") is None
