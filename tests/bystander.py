@@ -42,6 +42,10 @@ class Bystander:
         self._p99s.append(took[int(0.99 * len(took))])
         return self._p99s[-1]
 
+    def keys(self):
+        """What there is."""
+        return self._db.all()
+
     def was_hardly_disturbed(self):
         """Compare its last while with its first."""
         normal, *_, abused = self._p99s

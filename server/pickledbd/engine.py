@@ -168,7 +168,7 @@ class Engine:
                 continue
             if self.turn_over:  # by the request before, of the same message
                 self._end_turn()
-            if number and time.monotonic() >= until:
+            if number and (time.monotonic() >= until or self._pace(peer)):
                 self._hold(peer, request)
             else:
                 self._admit(peer, request)
@@ -475,7 +475,11 @@ class Engine:
         return bool(self._unblocked())
 
     def _unblocked(self) -> list[Peer]:
-        return [peer for peer, held in self._held.items() if not self._is_blocked(peer, held[0])]
+        return [
+            peer
+            for peer, held in self._held.items()
+            if not (self._is_blocked(peer, held[0]) or self._pace(peer))
+        ]
 
     @property
     def keys(self) -> int:

@@ -90,10 +90,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-unread",
         metavar="MIB",
-        type=_number(int, "MiB, 1 or more", 1),
+        type=_number(int, "MiB, 16 or more", 16),
         default=64,
-        help="hang up on a client that leaves replies of more than this unread, in MiB "
-        "(default: 64)",
+        help="hang up on a client that leaves replies of more than this unread, in MiB, 16 or "
+        "more (default: 64)",
     )
     parser.add_argument(
         "--durability",

@@ -155,7 +155,7 @@ class Outbox:
         self.bytes += len(message)
         if reader.kept_bytes > self._most and len(reader.kept) > 1:
             self._give_up(peer, reader, f"left over {self._most:,} bytes of replies unread")
-        elif self.bytes > ALL * self._most:
+        elif self.bytes > ALL * self._most and len(self._behind) > 1:
             peer, reader = max(self._behind.items(), key=lambda each: each[1].kept_bytes)
             why = f"left {reader.kept_bytes:,} bytes of replies unread, most of all clients"
             self._give_up(peer, reader, f"{why}, which left over {ALL * self._most:,}")
