@@ -43,7 +43,7 @@ from pickledbd.wheel import Wheel
 
 ENTRY_BYTES = 150
 """What an entry takes beside the characters of its key and the bytes of its value: the headers of
-both, and its place in a chunk and in the index (measured, CPython 3.11 to 3.13)."""
+both, and its place in a chunk and in the index (measured: 138 to 145, with CPython 3.11)."""
 
 LOOKED_AT_ONCE = 2000
 """Keys that are looked at in one step, to find the last one."""
