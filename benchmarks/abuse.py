@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import machine, started, write_section
+from harness import machine, resident, started, write_section
 
 from pickledbd_client import PickleDB
 
@@ -71,12 +71,6 @@ def latencies(db: PickleDB, seconds: float) -> list[float]:
     return took
 
 
-def resident(pid: int) -> float:
-    """MiB of memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def at(took: list[float], part: float) -> float:
     return sorted(took)[min(len(took) - 1, int(part * len(took)))] * 1e6
 
@@ -96,7 +90,7 @@ def measure(scenario: str, options: argparse.Namespace) -> str:
             db.set("k", 1)
             pid = db.info()["pid"]
             latencies(db, 0.5)
-            before = peak = resident(pid)
+            before = peak = resident(pid) / 2**20
             plain: list[float] = []
             normal: list[float] = []
             abused: list[float] = []
@@ -107,7 +101,7 @@ def measure(scenario: str, options: argparse.Namespace) -> str:
                 with beside(scenario, path, options.nice):
                     for _ in range(4):
                         abused += latencies(db, options.seconds / 4)
-                        peak = max(peak, resident(pid))
+                        peak = max(peak, resident(pid) / 2**20)
                 time.sleep(0.5)
             slice_ms = db.info()["longest_slice_ms"]
     ratio = at(abused, 0.99) / at(normal, 0.99)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 
 Peer = bytes
 
@@ -47,7 +48,7 @@ class Inbox:
 
     def take(self, may: Callable[[Peer], bool], looks: int = 64) -> tuple[Peer, bytes] | None:
         """One message of a peer that `may`; each has its turn. Not all are asked at once."""
-        for peer in list(self._kept)[:looks] if len(self._kept) > 1 else list(self._kept):
+        for peer in list(islice(self._kept, looks)):
             kept = self._kept.pop(peer)
             if not may(peer):
                 self._kept[peer] = kept

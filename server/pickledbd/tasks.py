@@ -89,7 +89,8 @@ class Tasks:
             self.run(1.0)
             progress()
             if self._tasks and not self.ready:
-                wait([a for _, a in self._tasks if a is not None], 1.0, "FIRST_COMPLETED")
+                # Not for long: some wait for what only `progress` brings about
+                wait([a for _, a in self._tasks if a is not None], 0.05, "FIRST_COMPLETED")
 
 
 def result(future: Future[T]) -> Task[T]:
