@@ -56,8 +56,10 @@ class Admission:
         if not IS_THERE:  # they are accepted while the loop is busy elsewhere
             free -= max(min(free // 3, 16_384), 32)
         self._most = max(1, min(limits.clients + AHEAD, free))  # that are accepted
-        self.clients = min(limits.clients, max(1, self._most - self._most // 8))
+        self.clients = limits.clients
         """Connections that are served."""
+        if free < limits.clients + AHEAD:
+            self.clients = min(limits.clients, max(1, self._most - self._most // 8))
         self._connections = connections
         connections.most = self.clients
         self._listeners = listeners

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -278,6 +279,23 @@ def test_a_client_too_many_is_told_so_and_others_go_on(location):
     third.close()
     served[1].close()
     daemon.stop()
+
+
+@pytest.mark.parametrize("descriptors", [12_000, 10_500, 256])
+def test_fewer_descriptors_are_for_fewer_clients(location, descriptors):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+    daemon = Daemon(location, preexec_fn=limit)
+    with daemon.client() as db:
+        found = db.info()["limits"]["clients"]
+    err = daemon.stop()
+    if descriptors == 12_000:
+        assert found == 10_000
+        assert "descriptors" not in err
+    else:
+        assert descriptors // 2 < found < descriptors
+        assert f"{found} clients are served at a time, for want of descriptors" in err
 
 
 @pytest.mark.parametrize(
