@@ -63,10 +63,12 @@ class Admission:
         self._connections = connections
         connections.most = self.clients
         self._listeners = listeners
-        self._known = 0  # of those that were accepted, or could not be
+        self._known = 0  # of those that were made
         self._of_window = 0
         self._window_ends = self._held_until = 0.0
-        self._is_waiting = self._is_full = False
+        self.is_waiting = False
+        """Whether the next one is not accepted yet."""
+        self._is_full = False
         self._log_at = -math.inf
         if self.clients < limits.clients:
             log.info(
@@ -77,36 +79,33 @@ class Admission:
     def hold(self, now: float) -> None:
         """Accept nobody for a moment."""
         self._held_until = now + HELD_SECONDS
-        self._is_waiting = True
+        self.is_waiting = True
         self._listeners.shut()
 
     def upkeep(self) -> None:
         """Accept the next one, whatever became of the one before."""
-        if not self._is_waiting:
+        if not self.is_waiting:
             self._listeners.let_one_in()
 
     def look(self, now: float) -> float:
-        """Accept the next one, or do not yet; when to be called again at the latest."""
+        """One was `made`: accept the next, or do not yet; when to be called again at the latest."""
         connections = self._connections
-        known = connections.accepted + connections.not_accepted
-        if known == self._known and not self._is_waiting:
-            return math.inf
         if now >= self._window_ends:
             self._of_window, self._window_ends = 0, now + WINDOW_SECONDS
-        self._of_window += known - self._known
-        self._known = known
+        self._of_window += connections.made - self._known
+        self._known = connections.made
         # Once it is, until there is room again for some
         full = len(connections) >= self._most - self._is_full * (self._most // 10)
         if full:
             self._make_room(now, tell=not self._is_full)
         self._is_full = full
-        self._is_waiting = (
+        self.is_waiting = (
             full
             or self._of_window >= ACCEPTED_A_WINDOW
             or connections.uncounted
             or now < self._held_until
         )
-        if self._is_waiting:
+        if self.is_waiting:
             return now + FULL_SECONDS
         self._listeners.let_one_in()
         return math.inf

@@ -74,10 +74,8 @@ class Connections:
         """Whether there may be more to be told of."""
         self.accepted_at = -math.inf
         """When the last one was made."""
-        self.accepted = 0
-        """How many were made."""
-        self.not_accepted = 0
-        """How many were lost before they were."""
+        self.made = 0
+        """How many were accepted, or lost just before."""
         self.admitted = 0
         """How many are served."""
         self.hung_up = 0
@@ -123,13 +121,13 @@ class Connections:
             if event == zmq.EVENT_ACCEPTED:
                 if not self._open:
                     self._first()
-                self.accepted += 1
+                self.made += 1
                 self.accepted_at = time.monotonic()
                 self._open[descriptor] = Connection(descriptor, endpoint.decode())
                 if self._banned:
                     self._keep_out(self._open[descriptor])
             elif event == zmq.EVENT_ACCEPT_FAILED:
-                self.not_accepted += 1
+                self.made += 1
             else:
                 connection = self._open.pop(descriptor, None)
                 if connection is not None:

@@ -51,8 +51,6 @@ TRIM_SECONDS = 2.0
 """How long after it has hung up on somebody the allocator is to give back what libzmq has given
 back to it by then."""
 
-NEVER_MS = 3_600_000
-
 _EDGES = getattr(select, "EPOLLET", 0)
 
 
@@ -74,7 +72,8 @@ class Guard:
         self._request_bytes = request_bytes
         self._explained = explained
         self._sent = sent
-        self._next = 0.0
+        self.due = 0.0
+        """When to `look`, by time.monotonic()."""
         self._floor = math.inf  # of what is not explained
         self._epoll: select.epoll | None = None  # while memory grows
         self._watched: dict[int, Connection] = {}
@@ -93,22 +92,22 @@ class Guard:
             os.close(self._statm)
             self._statm = -1
 
-    def heard(self, connection: Connection, size: int) -> None:
-        """A message of it was taken in."""
-        connection.heard = self.looks
-        if size >= LARGE_BYTES:
-            self._large[connection] += size
+    def heard_large(self, connection: Connection, size: int) -> None:
+        """A message of at least LARGE_BYTES was taken in."""
+        self._large[connection] += size
 
-    def look(self) -> int:
-        """Look, if it is time to; in how many milliseconds the next time will be."""
+    def watch(self) -> None:
+        """There are connections."""
+        if self.due == math.inf and self._statm >= 0:
+            self.due = 0.0
+
+    def look(self, now: float) -> None:
+        """Look, unless there is nobody to look at."""
         if self._statm < 0 or not self._connections:
-            return NEVER_MS
-        now = time.monotonic()
-        if now >= self._next:
-            self._look()
-            pause = LOOK_SECONDS if self._epoll is None else SUSPECTING_SECONDS
-            self._next = now + pause
-        return max(1, math.ceil((self._next - now) * 1000))
+            self.due = math.inf
+            return
+        self._look()
+        self.due = now + (LOOK_SECONDS if self._epoll is None else SUSPECTING_SECONDS)
 
     def _look(self) -> None:
         if time.monotonic() >= self._trim_at:

@@ -12,6 +12,7 @@ so short that nobody notices.
 from __future__ import annotations
 
 import logging
+import math
 import select
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from pickledbd.clock import now_ms
 from pickledbd.connections import Connection, Connections
 from pickledbd.endpoints import Claim
 from pickledbd.engine import Engine
-from pickledbd.guard import Guard
+from pickledbd.guard import LARGE_BYTES, Guard
 from pickledbd.inbox import Inbox
 from pickledbd.listeners import Listeners
 from pickledbd.notify import EXTEND_USEC, notify
@@ -146,6 +147,8 @@ class Loop:
             sent=self._outbox.sent_to,
         )
         engine.paced_by(self._outbox.pace)
+        self._offending = engine.offending
+        self._made = 0  # connections that were, as far as `admission` knows
         # Their descriptors are polled, not they: zmq_poll asks each of them several times over. But
         # a socket's descriptor tells that something has come only after the socket was asked, and
         # had nothing: so each is asked after it was used, before the loop sleeps.
@@ -187,7 +190,7 @@ class Loop:
                 wake = min(wake, self._next_slice) if now < self._quiet_at else now
             arrived = self._discarding is not None or _readable(self._router)
             self._status.slice(time.monotonic() - started)
-            ready = self._sleep(0.0 if arrived else wake - now)
+            ready = self._sleep(0.0 if arrived else wake - now, now)
             started = time.monotonic()
             busy = self._turn(ready, arrived=arrived)
             now = time.monotonic()
@@ -198,17 +201,22 @@ class Loop:
                 quiet_since = now
         return self._signals.received.name
 
-    def _sleep(self, seconds: float) -> list[int]:
-        """Wait so long for something to come; the descriptors where it did."""
+    def _sleep(self, seconds: float, now: float) -> list[int]:
+        """Wait so long from `now` for something to come; the descriptors where it did."""
         # rounded up, so that a deadline has passed when the poll for it ends
         wait_ms = int(seconds * 1000) + 1 if seconds > 0 else 0
         while True:
-            some_ms = min(wait_ms, self._guard.look())
+            if now >= self._guard.due:
+                self._guard.look(now)
+            some_ms = wait_ms
+            if wait_ms and self._guard.due < now + wait_ms / 1000:
+                some_ms = min(wait_ms, int((self._guard.due - now) * 1000) + 1)
             ready = [descriptor for descriptor, _ in self._poller.poll(some_ms)]
             self._notice_halt(some_ms)
             wait_ms -= some_ms
             if ready or wait_ms <= 0:
                 return ready
+            now = time.monotonic()
 
     def _notice_halt(self, slept_ms: int = 0) -> None:
         """To be called before anybody is judged by the time: maybe nobody could be heard."""
@@ -268,6 +276,7 @@ class Loop:
             self._connections.count(until)
             self._status.clients = len(self._connections)
             self._status.hung_up = self._connections.hung_up
+            self._guard.watch()
         if self._signals_fd in ready:
             self._signals.drain()
         if arrived or (ready and _readable(router)):
@@ -283,11 +292,16 @@ class Loop:
         if now >= outbox.due:
             outbox.flush(now)
             self._status.unread_bytes = outbox.bytes
+        if connections.made != self._made or self._admission.is_waiting:
+            self._made = connections.made
+            wake = self._admission.look(now)
+        else:
+            wake = math.inf
         while self._refused and now - (self._refused[0].refused_at or now) > REFUSED_SECONDS:
             connections.hang_up(self._refused.popleft(), "is one client too many")
-        while self._engine.offending:
-            self._hang_up(*self._engine.offending.popitem())
-        wake = min(outbox.due, self._admission.look(now))
+        while self._offending:
+            self._hang_up(*self._offending.popitem())
+        wake = min(outbox.due, wake)
         if self._refused:
             wake = min(wake, (self._refused[0].refused_at or now) + REFUSED_SECONDS)
         if connections.lost or connections.uncounted or (self._inbox and self._take_up()):
@@ -318,7 +332,7 @@ class Loop:
 
     def _take_in(self, until: float) -> None:
         """Take what has arrived, at least one message, and hand it to the engine."""
-        router, engine, inbox = self._router, self._engine, self._inbox
+        router, engine = self._router, self._engine
         count = 0
         while self._discarding is None or self._discard(until):
             peer = router.recv(zmq.NOBLOCK)
@@ -329,27 +343,37 @@ class Loop:
                 frame = router.recv(zmq.NOBLOCK, copy=False)
                 frames.append(frame.bytes)
             self._notice_halt()
-            if connection is None:
-                self._connections.lost.append(peer)
-            else:
-                self._guard.heard(connection, len(frames[0]))
             if frame.more:
                 self._discarding = peer
                 self._hang_up(peer, f"sent a message of over {FRAMES_MAX} frames", ban=True)
                 self._admission.hold(time.monotonic())
-            elif connection is not None and connection.is_out:
-                pass
-            elif connection is not None and not connection.admitted:
-                self._refuse(peer, connection, frames)
-            elif peer in inbox or not self._may_ask(peer):
-                self._put_off(peer, frames)
-            else:
+            elif connection is None:
                 engine.receive(peer, frames)
+                self._connections.lost.append(peer)
+            elif not connection.is_out:
+                self._take(peer, connection, frames)
             count += 1
             if count >= MESSAGES_A_TURN or engine.turn_over or time.monotonic() >= until:
                 break
             if not _readable(router):
                 break
+
+    def _take(self, peer: bytes, connection: Connection, frames: list[bytes]) -> None:
+        """Have a message carried out, unless it is to wait, or nobody is to carry it out."""
+        inbox, outbox = self._inbox, self._outbox
+        connection.heard = self._guard.looks
+        if len(frames[0]) >= LARGE_BYTES:
+            self._guard.heard_large(connection, len(frames[0]))
+        if not connection.admitted:
+            self._refuse(peer, connection, frames)
+        elif (
+            self._engine.is_full(peer)
+            or (outbox.bytes and outbox.is_behind(peer))
+            or (inbox and peer in inbox)
+        ):
+            self._put_off(peer, frames)
+        else:
+            self._engine.receive(peer, frames)
 
     def _discard(self, until: float) -> bool:
         """Take further frames of a message that nobody wants; whether that has ended."""
