@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 from pickledbd import cli
 from pickledbd.counters import Counters
+from pickledbd.limits import Limits
 from pickledbd.notify import Notifier
 from pickledbd.options import parser
 from pickledbd.ownership import Ownership
@@ -33,12 +34,13 @@ class Wired:
         self.stack = contextlib.ExitStack()
         self.owner = Ownership(path)
         self.stack.callback(self.owner.release)
+        asked = parser().parse_args([str(path), *options])
         self.engine, self.tasks = cli._recover(
-            parser().parse_args([str(path), *options]),
+            asked,
             DataFile(path),
             self.stack,
             owner=self.owner,
-            status=Status(location=str(path), request_bytes=2**20),
+            status=Status(location=str(path), request_bytes=2**20, limits=Limits.of(asked)),
             signals=SimpleNamespace(wake=lambda: None),
             notifier=Notifier(),
             counters=Counters(),

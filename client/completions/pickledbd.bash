@@ -7,7 +7,7 @@
 
 
 
-_shtab_pickledbd_option_strings=(-h --help --config --bind --bind-read-only --read-only-clients --group --curve-key --authorized-keys --insecure --idle-exit --max-request --durability --save-interval --backups --slow-ms --log-format --log-level --check --replay-journal --discard-journal --version)
+_shtab_pickledbd_option_strings=(-h --help --config --bind --bind-read-only --read-only-clients --group --curve-key --authorized-keys --insecure --idle-exit --max-request --max-key --max-value --max-keys --max-memory --max-clients --max-waiting --max-unread --durability --save-interval --backups --slow-ms --log-format --log-level --check --replay-journal --discard-journal --version)
 
 _shtab_pickledbd_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_pickledbd___config_COMPGEN=_shtab_compgen_files

@@ -48,7 +48,7 @@ KEEPALIVE = (60, 15)
 """Seconds until a silent tcp connection is probed, and between the probes."""
 
 _FIRST_PATIENCE = 0.2  # seconds for a connection and its handshake, before another is tried
-_CROWDED_SECONDS = 0.05  # until it is tried again where as many wait as the system lets
+_CROWDED_SECONDS = 0.01  # until it is tried again where as many wait as the system lets
 
 _ASKING_SECONDS = 5.0  # for what somebody who hung up wants, at most
 

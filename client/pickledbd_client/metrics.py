@@ -57,6 +57,8 @@ GAUGES: list[Row] = [
     ("locks", "locks_held", "Locks that are held."),
     ("waiting", "waiting_requests", "Requests that wait for a lock or for a change."),
     ("longest_slice_ms", "longest_slice_seconds", "The longest that all were kept waiting."),
+    ("memory_bytes", "memory_bytes", "What keys and values take in memory."),
+    ("unread_bytes", "unread_bytes", "Replies that wait for their clients to read them."),
     ("resident_bytes", "resident_memory_bytes", "Memory that the daemon has."),
     ("descriptors", "open_descriptors", "Descriptors that the daemon has open."),
     ("descriptors_max", "max_descriptors", "Descriptors that it may have open."),
@@ -72,7 +74,7 @@ COUNTERS: list[Row] = [
     ("slow_operations", "slow_operations", "Operations that were slow (--slow-ms)."),
     ("connections_accepted", "connections_accepted", "Connections that were made."),
     ("connections_refused", "connections_refused", "Connections that were refused."),
-    ("replies_lost", "replies_lost", "Replies lost by clients that do not read them."),
+    ("hung_up", "hung_up", "Connections on which the daemon has hung up."),
     ("bytes_in", "received_bytes", "Bytes of messages that came."),
     ("bytes_out", "sent_bytes", "Bytes of messages to clients."),
     ("expired_keys", "expired_keys", "Keys removed since their time was over."),
@@ -160,6 +162,11 @@ class Exporter(Collector):
         yield self._counter("requests", "Requests, by command.", requests, "command")
         errors = dict.fromkeys(BY_CODE, 0) | told.get("errors", {})
         yield self._counter("errors", "Requests answered by an error, by its code.", errors, "code")
+        limits = GaugeMetricFamily("pickledbd_limit", "Limits.", labels=["location", "limit"])
+        for name, most in told.get("limits", {}).items():
+            if most is not None:
+                limits.add_metric([self._label, name], most)
+        yield limits
         if "slices" in told:
             yield self._slices(told["slices"], told["busy_seconds"])
         versions = {name: str(told[name]) for name in INFORMATION if name in told}

@@ -53,7 +53,11 @@ class About:
             "server": __version__,
             "pid": os.getpid(),
             "location": self._status.location,
-            "limits": {"request_bytes": self._status.request_bytes},
+            "limits": {
+                "request_bytes": self._status.request_bytes,
+                "key_bytes": self._status.limits.key_bytes,
+                "value_bytes": self._status.limits.value_bytes,
+            },
             "durability": self._journal.durable,
             "features": FEATURES,
             "read_only": read_only,
@@ -94,6 +98,9 @@ class About:
             "locks": len(self._store.locks),
             "waiting": len(self._parking),
             "longest_slice_ms": round(status.longest_slice_ms, 3),
+            "memory_bytes": self._store.size.bytes,
+            "unread_bytes": status.unread_bytes,
+            "limits": {"request_bytes": status.request_bytes, **status.limits.told()},
             "slow": status.slow.last(),
         }
 
@@ -107,7 +114,7 @@ class About:
             "slow_operations": status.slow.count,
             "connections_accepted": status.connections_accepted,
             "connections_refused": status.connections_refused,
-            "replies_lost": status.replies_lost,
+            "hung_up": status.hung_up,
             "bytes_in": status.bytes_in,
             "bytes_out": status.bytes_out,
             "expired_keys": self._store.expired,

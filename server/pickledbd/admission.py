@@ -1,113 +1,143 @@
-"""From the options to who may come, and where: the claimed endpoints, and the keys.
+"""Admission: how many connections are accepted, and how fast.
 
-May live here: what is refused since it would let in more than was meant, and what is said loudly
-since it was meant.
+May live here: when the next one is accepted, and whom the daemon sends away to have room. They are
+accepted one by one (`valve`): only when one is known of, and there is room, the next. So a flood of
+them waits in the system's queue, where it costs nobody anything, and libzmq, which aborts the
+process where it has no descriptor for a connection, always has one.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import logging
-import os
-import socket
-from collections.abc import Sequence
+import math
+import resource
+from itertools import islice
 from pathlib import Path
 
-from pickledbd import activation
-from pickledbd.door import Curve
-from pickledbd.endpoints import CannotServe, Claim, group_number, private_endpoint
-from pickledbd.keys import Authorized, own_key
+from pickledbd.connections import Connections
+from pickledbd.limits import Limits
+from pickledbd.listeners import Listeners
+from pickledbd.valve import IS_THERE
 
 log = logging.getLogger(__name__)
 
-READ_ONLY = "read-only"
-"""The name of a passed socket (FileDescriptorName=) whose clients may only read."""
+RESERVE = 40
+"""Descriptors that are left for files: data file, journals, annex, lock files; and for looks."""
+
+AHEAD = 1000
+"""Connections beyond the clients that are served: each is told that it is one too many."""
+
+WINDOW_SECONDS = 0.1
+ACCEPTED_A_WINDOW = 250
+"""Who comes beyond these in such a while waits for the next: each costs the others something."""
+
+FULL_SECONDS = 0.02
+"""How soon it is looked again whether there is room."""
+
+SILENT_SECONDS = 2.0
+"""Where there is no room, a connection that has never asked anything is kept for so long."""
+
+HUNG_UP_AT_ONCE = 50
+
+HELD_SECONDS = 0.5
+"""How long nobody is accepted where a process is kept out from now on, which may try again."""
+
+REFUSED_SECONDS = 1.0
+"""How long after it was told that it is one too many a connection is kept."""
+
+LOG_SECONDS = 10.0
 
 
-def claim_all(
-    options: argparse.Namespace, location: Path, stack: contextlib.ExitStack
-) -> list[Claim]:
-    """The endpoints to be bound, the best ones first; `stack` releases them. CannotServe.
+class Admission:
+    """Decides who is accepted, by the descriptors that this process may have."""
 
-    Best is a socket of this machine, and where everything may be done.
-    """
-    both = set(options.bind) & set(options.bind_read_only)
-    if both:
-        raise CannotServe(f"{min(both)} cannot be for everything and only for reading")
-    guarded = options.curve_key is not None or options.insecure
-    claims: list[Claim] = []
-
-    def claim(
-        endpoint: str,
-        *,
-        private: bool = False,
-        read_only: bool = False,
-        passed: socket.socket | None = None,
-    ) -> None:
-        if endpoint in (each.endpoint for each in claims):
-            return
-        claims.append(
-            Claim(
-                endpoint,
-                private=private,
-                group=None if private else group(options),
-                read_only=read_only or options.read_only_clients,
-                beyond_loopback=guarded,
-                passed=passed,
+    def __init__(self, connections: Connections, listeners: Listeners, limits: Limits) -> None:
+        free = _descriptors_left() - RESERVE
+        if not IS_THERE:  # they are accepted while the loop is busy elsewhere
+            free -= max(min(free // 3, 16_384), 32)
+        self._most = max(1, min(limits.clients + AHEAD, free))  # that are accepted
+        self.clients = limits.clients
+        """Connections that are served."""
+        if free < limits.clients + AHEAD:
+            self.clients = min(limits.clients, max(1, self._most - self._most // 8))
+        self._connections = connections
+        connections.most = self.clients
+        self._listeners = listeners
+        self._known = 0  # of those that were made
+        self._of_window = 0
+        self._window_ends = self._held_until = 0.0
+        self.is_waiting = False
+        """Whether the next one is not accepted yet."""
+        self._is_full = False
+        self._log_at = -math.inf
+        if self.clients < limits.clients:
+            log.info(
+                "%d clients are served at a time, for want of descriptors (RLIMIT_NOFILE)",
+                self.clients,
+                extra={"event": "clients_limited", "clients": self.clients},
             )
+
+    def hold(self, now: float) -> None:
+        """Accept nobody for a moment."""
+        self._held_until = now + HELD_SECONDS
+        self.is_waiting = True
+        self._listeners.shut()
+
+    def upkeep(self) -> None:
+        """Accept the next one, whatever became of the one before."""
+        if not self.is_waiting:
+            self._listeners.let_one_in()
+
+    def look(self, now: float) -> float:
+        """One was `made`: accept the next, or do not yet; when to be called again at the latest."""
+        connections = self._connections
+        if now >= self._window_ends:
+            self._of_window, self._window_ends = 0, now + WINDOW_SECONDS
+        self._of_window += connections.made - self._known
+        self._known = connections.made
+        # Once it is, until there is room again for some
+        full = len(connections) >= self._most - self._is_full * (self._most // 10)
+        if full:
+            self._make_room(now, tell=not self._is_full)
+        self._is_full = full
+        self.is_waiting = (
+            full
+            or self._of_window >= ACCEPTED_A_WINDOW
+            or connections.uncounted
+            or now < self._held_until
         )
-        stack.callback(claims[-1].release)
+        if self.is_waiting:
+            return now + FULL_SECONDS
+        self._listeners.let_one_in()
+        return math.inf
 
-    for each in activation.passed():
-        claim(each.endpoint, read_only=each.name == READ_ONLY, passed=each.socket)
-    for endpoint in options.bind:
-        claim(endpoint)
-    if not claims:
-        claim(private_endpoint(location), private=True)
-    for endpoint in options.bind_read_only:
-        claim(endpoint, read_only=True)
-    if options.group is not None and not any(each.is_shared for each in claims):
-        raise CannotServe("--group is for sockets: name one, --bind ipc:///PATH")
-    return sorted(claims, key=lambda each: (each.read_only, each.is_tcp))
-
-
-def group(options: argparse.Namespace) -> int | None:
-    """The number of the group that sockets, and what belongs to them, are for. CannotServe."""
-    return None if options.group is None else group_number(options.group)
-
-
-def curve(options: argparse.Namespace, claims: Sequence[Claim]) -> Curve | None:
-    """What is needed to ask for keys. CannotServe if only half of it is there, or of no use."""
-    tcp = [claim.endpoint for claim in claims if claim.is_tcp]
-    if (options.curve_key is None) != (options.authorized_keys is None):
-        raise CannotServe(
-            "--curve-key and --authorized-keys belong together: the daemon's key, and those of "
-            "the clients that may come"
+    def _make_room(self, now: float, *, tell: bool) -> None:
+        """Hang up on those who only hold a place, the oldest first."""
+        if tell and now >= self._log_at:
+            self._log_at = now + LOG_SECONDS
+            most = self._connections.most_of()
+            told = {"event": "connections_wait", "count": len(self._connections), "most": most}
+            log.warning(
+                "%d connections are open, so further ones have to wait (%s)",
+                told["count"],
+                most,
+                extra=told,
+            )
+        places = (
+            each
+            for each in self._connections
+            if each.peer is None and not each.is_out and now - each.since > SILENT_SECONDS
         )
-    if options.insecure and options.curve_key is not None:
-        raise CannotServe("--insecure does without keys, and --curve-key demands them: choose one")
-    if options.insecure and tcp:
-        log.warning(
-            "--insecure: WHOEVER REACHES %s MAY READ AND CHANGE EVERYTHING, and whoever is on the "
-            "way can listen; see --curve-key",
-            " and ".join(tcp),
-            extra={"event": "insecure", "endpoints": tcp},
-        )
-    if options.curve_key is None:
-        return None
-    if not tcp:
-        raise CannotServe("--curve-key is for tcp: name an endpoint, --bind tcp://ADDRESS:PORT")
-    _, secret = own_key(_path(options.curve_key))
-    authorized = Authorized(_path(options.authorized_keys))
-    if not authorized:
-        log.warning(
-            "%a holds no key yet: nobody may come by tcp",
-            os.fspath(options.authorized_keys),
-            extra={"event": "no_keys", "path": os.fspath(options.authorized_keys)},
-        )
-    return Curve(secret, authorized)
+        for connection in islice(places, HUNG_UP_AT_ONCE):
+            self._connections.hang_up(connection, "asked nothing, where others have to wait")
 
 
-def _path(option: str) -> Path:
-    return Path(option).expanduser().absolute()
+def _descriptors_left() -> int:
+    """How many further ones this process may have."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        most = 2**20
+    for directory in (Path("/proc/self/fd"), Path("/dev/fd")):
+        if directory.is_dir():
+            return most - sum(1 for _ in directory.iterdir())
+    return most

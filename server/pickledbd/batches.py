@@ -14,9 +14,18 @@ from typing import Any
 
 from pickledbd.clock import now_ms
 from pickledbd.expiry import NEVER, deadline_of, deadlines_in, living, stamped
+from pickledbd.limits import Limits
 from pickledbd.table import CHUNK, Table
+from pickledbd.ties import Ties
 from pickledbd.wheel import Wheel
-from pickledbd_protocol import PickleDBError, Request, RequestTimeout, TooLarge, canonical_items
+from pickledbd_protocol import (
+    PickleDBError,
+    Request,
+    RequestTimeout,
+    TooLarge,
+    Unavailable,
+    canonical_items,
+)
 
 LARGE = 2000
 """Items of a batch that a turn does not apply by itself; half as many, if they expire."""
@@ -31,10 +40,19 @@ LATE_MAX = 10_000
 """Batches that were dropped, and of which parts may come yet."""
 
 
+OPEN_MAX = 16
+"""Unfinished batches of one connection, at most."""
+
+ALL_OPEN, ALL_OPEN_MAX = 2, 1000
+"""What the unfinished batches of all are together at most, in requests of the largest size; and
+how many they are."""
+
+
 class Batch:
     """The items of one request."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self.number = time.time_ns()
         """Tells its records in the journal from those of others, also of daemons before."""
         self.is_large = False
@@ -56,7 +74,8 @@ class Batch:
     def add(self, request: Request) -> None:
         """Have the items of a further message."""
         items = request.args["items"]
-        self.bytes += request.size
+        if self._error is None:
+            self.bytes += request.size
         self._is_all = request.command.name == "replace"
         if self._begun is None:
             self._begun = now_ms()
@@ -72,8 +91,10 @@ class Batch:
 
     def refuse(self, error: PickleDBError) -> None:
         """Have no items, and `error` for all of it, which is told when the last part has come."""
-        self.table, self.wheel = Table(), Wheel()
+        self.__dict__.pop("table", None)
+        self.wheel = Wheel()
         self._single = {}
+        self.bytes = 0
         self._error = self._error or error
         self.is_large = True
 
@@ -88,6 +109,7 @@ class Batch:
         try:
             while part := dict(islice(pairs, CHUNK)):
                 texts = canonical_items(part)
+                self._limits.check_items(part, list(texts.values()))
                 if deadlines:
                     texts = {key: stamped(t, deadlines.get(key)) for key, t in texts.items()}
                 if self._is_all and (deadlines or self.wheel.used):
@@ -115,9 +137,15 @@ class Batch:
 class Batches:
     """The batches whose last message has not come yet."""
 
-    def __init__(self, request_bytes: int) -> None:
+    def __init__(self, request_bytes: int, limits: Limits) -> None:
+        self.offending: dict[bytes, str] = {}
+        """Peers on whom to hang up, and why: more of them would not be borne."""
         self._request_bytes = request_bytes
+        self._limits = limits
         self._open: dict[tuple[bytes, int], Batch] = {}
+        self._open_of: Ties[tuple[bytes, int], bytes] = Ties()
+        self.bytes = 0
+        """Of those that are unfinished."""
         self._late: dict[tuple[bytes, int], None] = {}
 
     def gather(self, peer: bytes, request: Request) -> Batch | None:
@@ -133,6 +161,18 @@ class Batches:
                     f"a {request.command.name} of over {self._request_bytes:,} bytes is more than "
                     "this daemon accepts; send less at once, or start it with a larger "
                     "--max-request"
+                )
+            )
+        elif request.more and (
+            len(self._open) >= ALL_OPEN_MAX
+            or self.bytes + batch.bytes > ALL_OPEN * self._request_bytes
+        ):
+            batch.refuse(
+                Unavailable(
+                    f"a {request.command.name} in parts was dropped, nothing was changed: "
+                    f"unfinished ones of all clients are over {ALL_OPEN_MAX:,}, or "
+                    f"{ALL_OPEN * self._request_bytes:,} bytes, together; try again later, or "
+                    "start the daemon with a larger --max-request"
                 )
             )
         if not request.more:
@@ -152,15 +192,15 @@ class Batches:
         now = time.monotonic()
         for name, batch in list(self._open.items()):
             if now > batch.expires:
-                del self._open[name]
+                self._drop(name)
                 self._late[name] = None
         while len(self._late) > LATE_MAX:
             del self._late[next(iter(self._late))]
 
     def _take(self, peer: bytes, request_id: int) -> Batch:
-        batch = self._open.pop((peer, request_id), None)
+        batch = self._drop((peer, request_id))
         if batch is None:
-            batch = Batch()
+            batch = Batch(self._limits)
             if (peer, request_id) in self._late:  # or what comes now would count as all of it
                 batch.refuse(RequestTimeout("a part of the batch came so late that it was dropped"))
         return batch
@@ -168,3 +208,19 @@ class Batches:
     def _keep(self, peer: bytes, request_id: int, batch: Batch, wait_ms: int) -> None:
         batch.expires = time.monotonic() + wait_ms / 1000
         self._open[peer, request_id] = batch
+        self._open_of.tie((peer, request_id), peer)
+        self.bytes += batch.bytes
+        if self._open_of.count(peer) > OPEN_MAX:
+            self.offending[peer] = f"had over {OPEN_MAX} unfinished requests in parts"
+
+    def _drop(self, name: tuple[bytes, int]) -> Batch | None:
+        batch = self._open.pop(name, None)
+        if batch is not None:
+            self._open_of.untie(name)
+            self.bytes -= batch.bytes
+        return batch
+
+    def gone(self, peer: bytes) -> None:
+        """The connection of `peer` was lost: nothing can be added to what it began."""
+        for name in self._open_of.of(peer):
+            self._drop(name)

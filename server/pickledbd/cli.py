@@ -16,12 +16,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pickledbd import admission, config, logs
+from pickledbd import access, config, logs
 from pickledbd.checking import check
 from pickledbd.counters import Counters
 from pickledbd.endpoints import CannotServe, counters_path, is_utf8
 from pickledbd.engine import Engine
 from pickledbd.journal import Journal
+from pickledbd.limits import Limits
 from pickledbd.loop import Loop
 from pickledbd.notify import EXTEND_SECONDS, Notifier
 from pickledbd.ownership import AlreadyOwnedError, Ownership
@@ -116,12 +117,13 @@ def _start(
     stack.callback(owner.release)
     owner.announce({"pid": os.getpid(), "state": "starting"})
 
-    claims = admission.claim_all(options, path, stack)
-    curve = admission.curve(options, claims)
+    claims = access.claim_all(options, path, stack)
+    curve = access.curve(options, claims)
     status = Status(
         location=str(path),
         request_bytes=options.max_request * MIB,
         slow=SlowLog(options.slow_ms),
+        limits=Limits.of(options),
     )
     file = DataFile(path, options.backups)
     size = file.on_disk()
@@ -172,7 +174,7 @@ def _start(
     counters.share(
         lambda: counters_path(endpoints, private=not shared),
         sweep=not shared,
-        group=admission.group(options),
+        group=access.group(options),
     )
     # What is there now stays: the collector need not look through it again and again
     gc.collect()
@@ -233,6 +235,10 @@ def _recover(
     )
     expiring = with_progress(found.expiring, file.size, lambda done: progress(file.path.name, done))
     store = Store(found.table, counters, found.locks, expiring=expiring)
+    exceeded = status.limits.exceeded_by(store.size)
+    if exceeded is not None:
+        told = {"event": "limit_exceeded", "path": str(file.path)}
+        log.warning("%s: %s", file.path, exceeded, extra=told)
     journal = Journal(
         file.path, durable=options.durability, known=found.known, highest=found.highest
     )

@@ -8,34 +8,35 @@ ask is the loop's and the engine's.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import socket
 import struct
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
 
+from pickledbd.descriptors import NOBODY, shut, who_is
 from pickledbd.door import Door
 from pickledbd.rights import EVERYTHING, Rights
 from pickledbd.status import Status
 
 log = logging.getLogger(__name__)
 
+LOG_SECONDS = 1.0
+"""One line about those who were hung up on is logged in so long, be they ever so many."""
+
+BANNED_SECONDS = 10.0
+"""How long a process is kept out that filled the memory, or sent what only costs time."""
+
 # As zmq_socket_monitor(3) tells it: pyzmq's own way would import all of asyncio, at each start
 _EVENT = struct.Struct("=Hi")
 
 AT_ONCE = 32
 """Events that are taken in together: what comes later says whom the earlier ones are about."""
-
-NOBODY = "somebody who has gone"
-
-_UCRED = struct.Struct("3i")  # pid, uid and gid, as SO_PEERCRED tells them (unix(7))
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +56,19 @@ class Connection:
     user: str = ""
     """The user id that came with that."""
     rights: Rights = EVERYTHING
+    is_out: bool = False
+    """Whether it was hung up on: what may still come of it is not wanted."""
+    admitted: bool = False
+    """Whether it is served: it was not one too many when it first asked something."""
+    refused_at: float | None = None
+    """When it was first told that it is not."""
+    heard: int = 0
+    """The guard's look before which its last message was taken in."""
+
+    @property
+    def origin(self) -> str:
+        """Whose it is: the same of all connections of a process, or of another machine."""
+        return self.who.rpartition(":")[0] or self.who
 
 
 class Connections:
@@ -68,14 +82,26 @@ class Connections:
         status: Status,
         door: Door,
         first: Callable[[], None],
+        most: float = math.inf,
     ) -> None:
-        """`status` tells how many there are. `first` is called when there is one again."""
+        """`status` tells how many there are. `first` is called when there is one again.
+
+        `most` are served.
+        """
         self.lost: deque[bytes] = deque()
         """Peers that have asked something and are gone; the loop takes them."""
         self.uncounted = False
         """Whether there may be more to be told of."""
         self.accepted_at = -math.inf
         """When the last one was made."""
+        self.made = 0
+        """How many were accepted, or lost just before."""
+        self.admitted = 0
+        """How many are served."""
+        self.most = most
+        self._banned: dict[str, float] = {}  # until when, by time.monotonic()
+        self._tell_at = -math.inf
+        self._untold = 0
         self._open: dict[int, Connection] = {}
         self._of_peer: dict[bytes, Connection] = {}
         self._told: deque[tuple[int, int, bytes]] = deque()
@@ -86,8 +112,13 @@ class Connections:
         self._first = first
         # Their values are descriptors, but for the reason of a failed handshake, after which
         # DISCONNECTED comes, too
-        events = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-        router.monitor("inproc://connections", events)
+        router.monitor(
+            "inproc://connections",
+            zmq.EVENT_ACCEPTED
+            | zmq.EVENT_ACCEPT_FAILED
+            | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+        )
         # Unbounded, since libzmq's I/O thread waits when the monitor's queue is full
         self._monitor = context.socket(zmq.PAIR)
         self._monitor.rcvhwm = 0
@@ -115,14 +146,19 @@ class Connections:
             if event == zmq.EVENT_ACCEPTED:
                 if not self._open:
                     self._first()
+                self.made += 1
                 self.accepted_at = time.monotonic()
                 self._status.connections_accepted += 1
                 # Else the descriptor may be another's by now
                 has_gone = any(later[:2] == (zmq.EVENT_DISCONNECTED, value) for later in self._told)
-                who, fields = (NOBODY, {}) if has_gone else _who(value)
+                who, fields = (NOBODY, {}) if has_gone else who_is(value)
                 connection = Connection(value, endpoint.decode(), who, fields)
                 self._open[value] = connection
                 _tell(connection, "connected", "connected to")
+                if self._banned:
+                    self._keep_out(connection)
+            elif event == zmq.EVENT_ACCEPT_FAILED:
+                self.made += 1
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 self._failed[endpoint] = value
             else:
@@ -159,6 +195,8 @@ class Connections:
         if connection.peer is not None:
             self._forget(connection)
         connection.peer = peer
+        connection.admitted = self.admitted < self.most
+        self.admitted += connection.admitted
         self._of_peer[peer] = connection
         connection.user = self._door.user(frame)
         connection.rights = self._door.rights(connection.user)
@@ -174,6 +212,7 @@ class Connections:
             self._door.left(connection.who, connection.endpoint, failure)
         else:
             del self._of_peer[connection.peer]
+            self.admitted -= connection.admitted
             self.lost.append(connection.peer)
 
     def judge_again(self) -> None:
@@ -198,43 +237,66 @@ class Connections:
         connection = self._of_peer.get(peer)
         return {"peer": self.who(peer), **(connection.fields if connection else {})}
 
-    def hang_up(self, connection: Connection) -> None:
-        """End a connection, which libzmq then notices by itself."""
+    def get(self, peer: bytes) -> Connection | None:
+        """That of a peer that has sent a message."""
+        return self._of_peer.get(peer)
+
+    def hang_up(self, connection: Connection, why: str = "", *, ban: bool = False) -> None:
+        """End a connection, which libzmq then notices by itself. `why` is logged, now and then.
+
+        `ban`: and have its process come again only after a while.
+        """
         self.count()  # the descriptor may be another's by now
-        if self._open.get(connection.descriptor) is connection:
-            with contextlib.suppress(OSError), _socket(connection.descriptor) as there:
-                there.shutdown(socket.SHUT_RDWR)
+        if self._open.get(connection.descriptor) is not connection:
+            return
+        self._shut(connection)
+        if ban:
+            self._banned[connection.origin] = time.monotonic() + BANNED_SECONDS
+            why += f"; it is kept out for {BANNED_SECONDS:g} s"
+        if why:
+            self._tell(connection, why)
+
+    def hang_up_on(self, peer: bytes, why: str, *, ban: bool = False) -> None:
+        """The same by the peer, if it is there."""
+        connection = self._of_peer.get(peer)
+        if connection is not None:
+            self.hang_up(connection, why, ban=ban)
+
+    def _keep_out(self, connection: Connection) -> None:
+        now = time.monotonic()
+        self._banned = {who: until for who, until in self._banned.items() if until > now}
+        if connection.origin in self._banned:
+            self._shut(connection)
+
+    def _shut(self, connection: Connection) -> None:
+        connection.is_out = True
+        self._status.hung_up += 1
+        shut(connection.descriptor)
+
+    def _tell(self, connection: Connection, why: str) -> None:
+        # Whoever reads the log must not be able to hold the loop up, nor fill a disk
+        now = time.monotonic()
+        if now < self._tell_at:
+            self._untold += 1
+            return
+        others = f" ({self._untold} others since the last such line)" if self._untold else ""
+        told = {"event": "hung_up", "peer": connection.who, "why": why, "untold": self._untold}
+        log.warning(
+            "hung up on %s, who %s%s", connection.who, why, others, extra=told | connection.fields
+        )
+        self._tell_at, self._untold = now + LOG_SECONDS, 0
+
+    def most_of(self, sample: int = 1000) -> str:
+        """Who has most of the newest connections, for logs."""
+        newest = list(self._open.values())[-sample:]
+        origins = Counter(each.origin for each in newest)
+        (who, count), *_ = origins.most_common(1) or [("nobody", 0)]
+        return f"{who}: {count} of the last {len(newest)}"
 
 
 def _tell(connection: Connection, event: str, what: str) -> None:
     told = {"event": event, "endpoint": connection.endpoint, "peer": connection.who}
     log.debug("%s %s %s", connection.who, what, connection.endpoint, extra=told | connection.fields)
-
-
-def _who(descriptor: int) -> tuple[str, dict[str, Any]]:
-    """Whom the system knows at the other end; and the same as fields."""
-    try:
-        with _socket(descriptor) as there:
-            if there.family != socket.AF_UNIX:
-                host, port, *_ = there.getpeername()
-                there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)  # see Claim.hold
-                return f"{host}:{port}", {"peer_address": f"{host}:{port}"}
-            if hasattr(socket, "SO_PEERCRED"):
-                told = there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-                pid, uid, _ = _UCRED.unpack(told)
-                return f"uid {uid}, pid {pid}", {"peer_uid": uid, "peer_pid": pid}
-    except OSError:
-        pass  # it has gone already
-    return NOBODY, {}
-
-
-@contextlib.contextmanager
-def _socket(descriptor: int) -> Iterator[socket.socket]:
-    """The same socket by another descriptor, since libzmq may close its own at any time."""
-    there = socket.fromfd(descriptor, socket.AF_UNIX, socket.SOCK_STREAM)
-    there = socket.socket(fileno=there.detach())  # with the family that it really has
-    with there:
-        yield there
 
 
 def _readable(source: zmq.Socket[bytes]) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,9 +34,10 @@ from pickledbd.retries import Retries, answer_to
 from pickledbd.rights import EVERYTHING, Rights
 from pickledbd.saver import Gate, Saver
 from pickledbd.status import Status
-from pickledbd.store import Effect, Store
+from pickledbd.store import Effect, Size, Store
 from pickledbd.table import View
-from pickledbd.tasks import Task, Tasks
+from pickledbd.tasks import Pause, Task, Tasks
+from pickledbd.ties import Ties
 from pickledbd_protocol import (
     NotAllowed,
     PickleDBError,
@@ -47,6 +48,7 @@ from pickledbd_protocol import (
     encode_error,
     encode_reply,
     gather,
+    shown,
 )
 
 log = logging.getLogger(__name__)
@@ -56,11 +58,19 @@ Peer = bytes
 ALIVE_SECONDS = 1.0
 """How often who waits for something long is told that it is being done."""
 
-TAKEN_IN_SECONDS = 0.0015
+TAKEN_IN_SECONDS = 0.0005
 """How long several requests of one message, or those that were held, are taken in at a time."""
 
 TICK_SECONDS = 0.05
 """How soon after a write, or a task, the saver looks whether it has something to do."""
+
+HELD_MAX = 1000
+"""Requests of one connection that are held; what comes then is not to be taken in."""
+
+READS_MAX = 64
+READS_OF_PEER = 4
+"""Answers with the whole content that are given at a time, to all and to one connection: each may
+need copies of what is changed meanwhile. Who asks for further ones has to wait."""
 
 LONG_SECONDS = 3600.0
 """How soon the daemon looks at its clock at the latest."""
@@ -104,8 +114,11 @@ class Engine:
         self._slow = status.slow
         self._tasks = tasks
         self._reaper = Reaper(store, journal, saver, tasks)
-        self._large = Large(store, journal, retries, saver, reaper=self._reaper, gate=gate)
-        self._batches = Batches(status.request_bytes)
+        self._limits = status.limits
+        self._large = Large(
+            store, journal, retries, saver, reaper=self._reaper, gate=gate, limits=status.limits
+        )
+        self._batches = Batches(status.request_bytes, status.limits)
         self._parking = Parking(store)
         self._about = About(store, journal, saver, self._parking, status)
         self._turn = _Turn()
@@ -113,15 +126,35 @@ class Engine:
         self._in_doubt = False  # whether what is refused now may come back at the next start
         self._applying: set[Peer] = set()  # whose large batch does not count yet
         self._held: dict[Peer, list[Request]] = {}  # until a batch counts, or there is time
-        # Answers that take long, and since when they are waited for
-        self._waiting: dict[tuple[Peer, int], float] = {}
+        self._waiting: Ties[tuple[Peer, int], Peer] = Ties()  # answers that take long
+        self._since: dict[tuple[Peer, int], float] = {}  # when they were begun
+        self._reads: Counter[Peer] = Counter()  # of them those with the whole content
         self._begun = 0.0  # when what the loop is held by was begun
+        self._pace: Callable[[Peer], Pause | None] = lambda _peer: None
         self._tell_alive = 0.0
         self._freeing = False
         self._tick_at = 0.0
         self._gone: set[Peer] = set()
         self._readers: set[Peer] = set()  # who may only read
         self._gathering: set[Peer] = set()  # who have asked for several things in one message
+
+    def paced_by(self, pace: Callable[[Peer], Pause | None]) -> None:
+        """`pace`: what to wait for, if anything, before a peer is given more of a long answer."""
+        self._pace = pace
+
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether each turn does."""
+        return self._journal.durable == "fsync"
+
+    @property
+    def offending(self) -> dict[Peer, str]:
+        """Peers on whom the loop is to hang up, and why."""
+        return self._batches.offending
+
+    def is_full(self, peer: Peer) -> bool:
+        """Whether the loop is to keep what comes from this connection, for now."""
+        return bool(self._held) and len(self._held.get(peer, ())) >= HELD_MAX
 
     # Turns
 
@@ -151,11 +184,11 @@ class Engine:
                 self._status.requests[request.command.name] += 1
             if self.turn_over:  # by the request before, of the same message
                 self._end_turn()
-            if number and self._begun >= until:
+            if number and (self._begun >= until or self._pace(peer)):
                 self._hold(peer, request)
             else:
                 self._admit(peer, request)
-        if not (is_alone or self._journal.durable == "fsync"):
+        if not (is_alone or self.waits_for_disk):
             # Whoever has further ones under way goes on with these while those are applied. But a
             # turn that waits for the disk is worth being shared
             self.turn_over = True
@@ -180,8 +213,7 @@ class Engine:
     def _admit(self, peer: Peer, request: Request) -> None:
         if (
             peer in self._held  # what one connection asks is applied in that order
-            or peer in self._applying
-            or (self._store.folding and request.command.whole)
+            or self._is_blocked(peer, request)
             or (request.command.name == "popitem" and not self._store.find_last())
         ):
             self._hold(peer, request)
@@ -193,6 +225,17 @@ class Engine:
         if now - self._begun >= self._slow.seconds:
             self._slow.held(peer, request, now - self._begun)
         self._begun = now
+
+    def _is_blocked(self, peer: Peer, request: Request) -> bool:
+        """Whether a task has to come to its end, or further, before it can be applied."""
+        return (
+            peer in self._applying
+            or (self._store.folding and request.command.whole)
+            or (
+                request.command.name in READERS
+                and (self._reads.total() >= READS_MAX or self._reads[peer] >= READS_OF_PEER)
+            )
+        )
 
     def _hold(self, peer: Peer, request: Request) -> None:
         self._held.setdefault(peer, []).append(_as_sent_now(request))
@@ -242,6 +285,7 @@ class Engine:
             self.turn_over = True  # what the next request changes is not to be in it
             return None
         if name == "save":
+            self._check_waiting(peer, request, len(self._turn.saves))
             self._turn.saves.append((peer, request))
             return None
         about: dict[str, Any] = {}
@@ -260,8 +304,16 @@ class Engine:
         ):
             self._parking.forget(request)  # no grant could be made durable
             raise self._refusal(self._saver.refusing)
+        if request.command.parks and not self._parking.knows(request):
+            self._limits.check_key(request.args.get("name") or request.args.get("prefix", ""))
+            self._check_waiting(peer, request)
         result = self._parking.handle(peer, request)
         return None if result is None else encode_reply(request.id, result)
+
+    def _check_waiting(self, peer: Peer, request: Request, others: int = 0) -> None:
+        waiting = len(self._parking) + len(self._waiting) + len(self._store.locks) + others
+        of_peer = self._parking.of(peer) + self._waiting.count(peer) + others
+        self._limits.check_waiting(waiting, of_peer, request.command.name)
 
     def _write(self, peer: Peer, request: Request) -> bytes | None:
         batch = self._batches.gather(peer, request) if request.command.parts else None
@@ -277,9 +329,11 @@ class Engine:
             self._applying.add(peer)
             return None
         store = self._store
-        start = store.logged()
+        start, before = store.logged(), store.size if self._limits.bounded else None
         result = carry_out(store, request.command.name, request.args)
         changed = store.logged() > start
+        if changed:
+            self._check_limits(request, start, before)
         # Also a repeat that changed nothing is remembered, though not in the journal: the first
         # may still come, by the connection that its client gave up, and is not to be applied then.
         if changed or request.sent_at is not None:
@@ -292,6 +346,20 @@ class Engine:
             # there may be another table, whose counters may by chance be the same
             result = b"{%b}" % store.counters.of(request.args["key"])
         return encode_reply(request.id, result)
+
+    def _check_limits(self, request: Request, start: int, before: Size | None) -> None:
+        """TooLarge or WritesRefused if what was changed is not to be kept."""
+        if self._limits.may_exceed(request.size):
+            for items in self._store.was_set(start):
+                self._limits.check_items(items.keys(), items.values())
+        if before is None:
+            return
+        after = self._store.size
+        if after.bytes > before.bytes or after.keys > before.keys:
+            what = f"a {request.command.name}"
+            if "key" in request.args:
+                what += f" of key {shown(request.args['key'])}"
+            self._limits.check_growth(before, after, what)
 
     def _refusal(self, why: str) -> PickleDBError:
         return self._saver.refusal(why, in_doubt=self._in_doubt)
@@ -342,16 +410,16 @@ class Engine:
 
     def _begin_tasks(self, turn: _Turn) -> None:
         """Begin what the turn asked for and takes long."""
-        now = time.monotonic()
         for peer, request in turn.reads:
-            self._waiting[peer, request.id] = now
+            self._waits(peer, request)
+            self._reads[peer] += 1
             store = self._store
             view = store.view()
             reader = READERS[request.command.name]
             parts = reader(store.content(view), request.args, store.feed.sequence)
             self._tasks.add(self._read(peer, request, view, parts))
         for peer, request, batch in turn.large:
-            self._waiting[peer, request.id] = now
+            self._waits(peer, request)
             answer = partial(self._applied, peer, request)
             self._tasks.add(self._large.carry_out(request, batch, answer))
         self._begin_saves(turn.saves)
@@ -430,12 +498,13 @@ class Engine:
     def tell_alive(self, now: float) -> None:
         """Tell those who wait for something long, now and then, that it is being done.
 
-        Of what is held, the first of each connection is told so: what comes behind it waits too.
+        Of each connection the first is told so: what comes behind it waits too.
         """
         if now >= self._tell_alive:
             self._tell_alive = now + ALIVE_SECONDS
-            held = ((peer, requests[0].id) for peer, requests in self._held.items())
-            for peer, request_id in (*self._waiting, *held):
+            firsts = {peer: requests[0].id for peer, requests in self._held.items()}
+            firsts |= {peer: request_id for peer, (_, request_id) in self._waiting.firsts()}
+            for peer, request_id in firsts.items():
                 self._replies.append((peer, encode_reply(request_id, b"{}", more=True)))
 
     def _admit_held(self) -> bool:
@@ -444,7 +513,7 @@ class Engine:
             return False
         self._begun = time.monotonic()
         until = self._begun + TAKEN_IN_SECONDS
-        for peer in [peer for peer in self._held if peer not in self._applying]:
+        for peer in self._unblocked():
             held = deque(self._held.pop(peer))
             while held and peer not in self._held:
                 self._admit(peer, held.popleft())
@@ -457,14 +526,24 @@ class Engine:
             if time.monotonic() >= until:
                 break
         self._end_turn()
-        if self._store.folding and time.monotonic() < until:
-            return False  # what is held still has to wait for that
-        return any(peer not in self._applying for peer in self._held)
+        return bool(self._unblocked())
+
+    def _unblocked(self) -> list[Peer]:
+        return [
+            peer
+            for peer, held in self._held.items()
+            if not (self._is_blocked(peer, held[0]) or self._pace(peer))
+        ]
 
     @property
     def keys(self) -> int:
         """How many keys there are."""
         return len(self._store)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of what is stored, and of what is to be."""
+        return self._store.size.bytes + self._batches.bytes
 
     @property
     def dirty(self) -> int:
@@ -524,6 +603,7 @@ class Engine:
         for peer in peers:
             self._held.pop(peer, None)
             self._readers.discard(peer)
+            self._batches.gone(peer)
         self._note([text for peer in peers for text in self._parking.gone(peer)])
 
     def _free(self) -> Task[None]:
@@ -535,6 +615,8 @@ class Engine:
         try:
             part = b""
             for following in parts:
+                while (pause := self._pace(peer)) is not None and peer not in self._gone:
+                    yield pause
                 if peer in self._gone:
                     yield from view.free()
                     return
@@ -547,10 +629,19 @@ class Engine:
         finally:
             view.close()
             self._waited(peer, request)
+            self._reads[peer] -= 1
+            if not self._reads[peer]:
+                del self._reads[peer]
+
+    def _waits(self, peer: Peer, request: Request) -> None:
+        """Something that takes long is begun."""
+        self._waiting.tie((peer, request.id), peer)
+        self._since[peer, request.id] = time.monotonic()
 
     def _waited(self, peer: Peer, request: Request) -> None:
-        """What takes long was done."""
-        began = self._waiting.pop((peer, request.id), None)
+        """It was done."""
+        self._waiting.untie((peer, request.id))
+        began = self._since.pop((peer, request.id), None)
         if began is not None:
             self._slow.took(peer, request, time.monotonic() - began)
 
@@ -571,7 +662,7 @@ class Engine:
             if not needed:
                 self._replies.append((peer, encode_reply(request.id, b'{"saved":false}')))
                 continue
-            self._waiting[peer, request.id] = time.monotonic()
+            self._waits(peer, request)
 
             def saved(
                 error: SaveFailed | None, peer: Peer = peer, request: Request = request

@@ -25,6 +25,7 @@ from pickledbd_protocol import (
     INT_MIN,
     Conflict,
     InvalidValue,
+    TooLarge,
     canonical,
     canonical_items,
     shown,
@@ -42,6 +43,10 @@ _KINDS = {
 
 LOOKED_AT_ONCE = 2**12
 """Characters of keys that are compared in one step."""
+
+ANSWER_BYTES = 2**28
+"""Bytes of values in one answer that does not come in parts, at most: a short request can name a
+large value very often."""
 
 PART_BYTES = 2**18
 """An answer as large as the database is sent in parts of about this size."""
@@ -170,6 +175,11 @@ def persist(store: Store, args: Args) -> bytes:
 def get_many(store: Store, args: Args) -> bytes:
     values = store.get_many(args["keys"])
     there = [value for value in values if value is not None]
+    if sum(map(len, there)) > ANSWER_BYTES:
+        raise TooLarge(
+            f"get_many: the values of these {len(values):,} keys are over {ANSWER_BYTES:,} bytes "
+            "together; ask for fewer at once"
+        )
     missing = b"[]"
     if len(there) < len(values):
         missing = orjson.dumps([index for index, value in enumerate(values) if value is None])

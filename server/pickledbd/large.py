@@ -13,6 +13,7 @@ from pickledbd import records
 from pickledbd.batches import Batch
 from pickledbd.disk import DiskError
 from pickledbd.journal import Journal
+from pickledbd.limits import Limits
 from pickledbd.reaping import Reaper
 from pickledbd.retries import Retries, answer_to
 from pickledbd.saver import Gate, Saver
@@ -33,6 +34,7 @@ class Large:
         *,
         reaper: Reaper,
         gate: Gate,
+        limits: Limits,
     ) -> None:
         self._store = store
         self._journal = journal
@@ -40,6 +42,7 @@ class Large:
         self._saver = saver
         self._reaper = reaper
         self._gate = gate
+        self._limits = limits
 
     def carry_out(
         self, request: Request, batch: Batch, answer: Callable[[bytes | Exception], None]
@@ -73,6 +76,7 @@ class Large:
         why = self._saver.refusing
         if why:  # though it may be over by the time that what follows is done
             raise self._saver.refusal(why)
+        yield from self._find_room(request, batch, clear=clear)
         try:
             if self._journal.appends:
                 yield from self._write_parts(batch)
@@ -106,6 +110,16 @@ class Large:
                 return
         if self._journal.durable == "fsync":
             yield from self._saver.sync()  # what is left for the loop is one record
+
+    def _find_room(self, request: Request, batch: Batch, *, clear: bool) -> Task[None]:
+        """WritesRefused if it would make the store larger than that may be."""
+        if not self._limits.bounded:
+            return
+        for after in self._store.sized_with(batch.table, clear=clear):
+            if after is None:
+                yield None
+            else:
+                self._limits.check_growth(self._store.size, after, f"a {request.command.name}")
 
     def _demand(self, request: Request) -> None:
         """LockLost if it names the token of a lock that is not held any more."""

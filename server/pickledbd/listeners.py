@@ -17,6 +17,7 @@ import zmq
 from pickledbd.door import Door
 from pickledbd.endpoints import CannotServe, Claim
 from pickledbd.ownership import AlreadyOwnedError
+from pickledbd.valve import Valve
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Listeners:
         self._router = router
         self._door = door
         self._claims = list(claims)
+        self._valves: dict[Claim, Valve] = {}
 
     def bind(self) -> list[str]:
         """Listen at every claimed endpoint and return them as clients reach them. CannotServe."""
@@ -36,20 +38,26 @@ class Listeners:
     def _bind(self, claim: Claim) -> str:
         endpoint = claim.listen()
         self._door.prepare(self._router, claim)
-        self._router.use_fd = os.dup(claim.fileno())  # which libzmq closes
+        descriptor = os.dup(claim.fileno())  # which libzmq closes
+        self._router.use_fd = descriptor
         try:
             self._router.bind(endpoint)
         except zmq.ZMQError as error:
             raise CannotServe(f"cannot bind {endpoint}: {error.strerror}") from None
         finally:
             self._router.use_fd = -1
+        self._valves[claim] = Valve(descriptor)
         return endpoint
 
-    def stop(self) -> None:
-        """Take no further connections, which nobody here would answer."""
-        for claim in self._claims:
-            with contextlib.suppress(zmq.ZMQError):  # it may not be bound
-                self._router.unbind(claim.endpoint)
+    def let_one_in(self) -> None:
+        """Accept one further connection at each endpoint."""
+        for valve in self._valves.values():
+            valve.let_one_in()
+
+    def shut(self) -> None:
+        """Accept nobody."""
+        for valve in self._valves.values():
+            valve.shut()
 
     def restore(self) -> None:
         """Listen again where somebody removed the socket that new clients need."""
@@ -60,6 +68,7 @@ class Listeners:
             log.warning("%s was removed; binding it again", claim.endpoint, extra=told)
             try:
                 claim.restore()
+                self._valves.pop(claim, None)
                 with contextlib.suppress(zmq.ZMQError):  # it may be unbound since last time
                     self._router.unbind(claim.endpoint)
                 self._bind(claim)

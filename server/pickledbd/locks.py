@@ -28,6 +28,9 @@ from pickledbd_protocol import LockLost, ProtocolError, shown
 GRANT_MS = 1000
 """How long a grant may take to be made durable, where its asker is not to wait any longer."""
 
+HOLDERS_MAX = 1000
+"""Holders that one connection keeps."""
+
 OVER_MAX = 10_000
 """Asks that were released, or have ended, which are remembered."""
 
@@ -81,6 +84,14 @@ class Locks:
     def waiting(self) -> int:
         """How many asks wait."""
         return len(self._queues)
+
+    def waiting_of(self, peer: Peer) -> int:
+        """How many asks of this connection wait."""
+        return self._queues.of(peer)
+
+    def knows(self, ask: Ask) -> bool:
+        """Whether `ask` waits or was granted."""
+        return ask in self._by_ask or self._queues.get(ask) is not None
 
     # Requests
 
@@ -153,6 +164,10 @@ class Locks:
 
         Whatever it holds ends with the connection of `peer`.
         """
+        if self._connections.owner(holder) != peer and self._connections.count(peer) >= HOLDERS_MAX:
+            raise ProtocolError(
+                f"keep: one connection keeps at most {HOLDERS_MAX:,} holders; use fewer of them"
+            )
         self._connections.tie(holder, peer)
         now = now_ms()
         lost = []

@@ -1,9 +1,9 @@
 """The daemon's one thread: sockets and signals around the engine, and tasks between the turns.
 
-With `connections` and `listeners`, which it owns, all that touches ZeroMQ. One turn takes what has
-arrived, hands it to the engine and sends the replies; nothing else runs, so every operation is
-atomic. Nobody is waited for: a reply that a client cannot take at once is lost, and only that
-client's.
+It owns the rooms that touch ZeroMQ. One turn takes what has arrived (`intake`), which the engine
+carries out, and sends the replies (`outbox`); nothing else runs, so every operation is atomic.
+Nobody is waited for: what a client does not read at once stays in the outbox, and what it asks
+meanwhile in the inbox.
 
 Tasks get what time the clients leave. While there are requests they get a part of it, in slices
 so short that nobody notices.
@@ -14,17 +14,22 @@ from __future__ import annotations
 import logging
 import select
 import time
-from collections.abc import Iterable
+from dataclasses import replace
 
 import zmq
 
+from pickledbd.admission import Admission
 from pickledbd.clock import now_ms
 from pickledbd.connections import Connections
 from pickledbd.door import Curve, Door
 from pickledbd.endpoints import Claim
 from pickledbd.engine import Engine
+from pickledbd.guard import Guard
+from pickledbd.inbox import Inbox
+from pickledbd.intake import Intake
 from pickledbd.listeners import Listeners
 from pickledbd.notify import Notifier
+from pickledbd.outbox import Outbox
 from pickledbd.ownership import AlreadyOwnedError, Ownership
 from pickledbd.signals import Signals
 from pickledbd.status import Status
@@ -33,10 +38,11 @@ from pickledbd_protocol import SaveFailed
 
 log = logging.getLogger(__name__)
 
-MESSAGES_A_TURN = 128
-TURN_SECONDS = 0.0015
+TURN_SECONDS = 0.0005
+SHARED_TURN_SECONDS = 0.0015
 """What comes beyond these is left for the next turn: who waits for the replies of this one, and
-signals, and tasks, are not to wait long."""
+signals, and tasks, are not to wait long. The latter where a turn waits for the disk, which is
+worth being shared."""
 
 SLICE_SECONDS = 0.0015
 """How long tasks run at a time while nobody asks anything."""
@@ -52,8 +58,17 @@ LOST_A_TURN = 64
 """Lost connections of which the engine is told at a time: each may have held locks, and others may
 wait for these."""
 
-REPLIES_QUEUED = 10_000
-"""Replies that one client may leave unread before it loses further ones."""
+MESSAGES_QUEUED = 16
+"""Messages of one connection that libzmq takes in before the loop does."""
+
+HANDSHAKE_MS = 3000
+"""How long a connection may take until it has said that it speaks ZeroMQ."""
+
+KEEPALIVE = (60, 15, 4)
+"""Seconds until a silent tcp connection is probed, between the probes, and their number."""
+
+ENDING_SECONDS = 5.0
+"""How long a client may read its last replies in peace, when the daemon stops."""
 
 UPKEEP_SECONDS = 5.0
 """How often the daemon looks whether its socket and lock file are still there."""
@@ -71,9 +86,6 @@ SAVE_AGAIN_SECONDS = 5.0
 
 CLOSING_MS = 1000
 """How long the last replies may take to leave when the daemon stops."""
-
-_NOBLOCK_MORE = zmq.NOBLOCK | zmq.SNDMORE
-_LARGE = 2**20  # what is smaller is copied quicker than pyzmq can arrange for it not to be
 
 
 class Loop:
@@ -102,21 +114,56 @@ class Loop:
         self._quiet_at = 0.0  # when nobody is asking any more
         self._next_slice = 0.0  # when tasks may run although somebody is
         self._awake_at = 0  # when it last began to do something, by the daemon's clock
-        self._tell_lost_at = 0.0
+        self._ending_at = float("inf")  # when it was told to
+        self._turn_seconds = SHARED_TURN_SECONDS if engine.waits_for_disk else TURN_SECONDS
+        self._made = 0  # connections that were, as far as `admission` knows
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
-        self._router.router_mandatory = True
         self._router.maxmsgsize = status.request_bytes
-        self._router.sndhwm = REPLIES_QUEUED
+        self._router.rcvhwm = MESSAGES_QUEUED
+        self._router.handshake_ivl = HANDSHAKE_MS
         self._router.tcp_keepalive = 1
+        self._router.tcp_keepalive_idle, self._router.tcp_keepalive_intvl = KEEPALIVE[:2]
+        self._router.tcp_keepalive_cnt = KEEPALIVE[2]
         self._router.linger = CLOSING_MS
+        status.libzmq = zmq.zmq_version()
+        limits = status.limits
         self._door = Door(self._context, claims, curve, status)
         self._listeners = Listeners(self._router, claims, self._door)
         self._connections = Connections(
             self._context, self._router, status=status, door=self._door, first=self._arrived
         )
         status.slow.who = self._connections.fields
-        status.libzmq = zmq.zmq_version()
+        self._inbox = Inbox(limits.unread_bytes)
+        self._outbox = Outbox(
+            self._router,
+            limits.unread_bytes,
+            status=status,
+            is_there=lambda peer: self._connections.get(peer) is not None,
+            gone=self._connections.lost.append,
+            hang_up=self._connections.hang_up_on,
+        )
+        engine.paced_by(self._outbox.pace)
+        self._admission = Admission(self._connections, self._listeners, limits)
+        status.limits = replace(limits, clients=self._admission.clients)
+        self._guard = Guard(
+            self._connections,
+            status.request_bytes,
+            explained=lambda: engine.memory + self._outbox.bytes + self._inbox.bytes,
+            sent=self._outbox.sent_to,
+        )
+        self._intake = Intake(
+            self._router,
+            engine,
+            connections=self._connections,
+            door=self._door,
+            inbox=self._inbox,
+            outbox=self._outbox,
+            guard=self._guard,
+            admission=self._admission,
+            status=status,
+            notice_halt=self._notice_halt,
+        )
         # Their descriptors are polled, not they: zmq_poll asks each of them several times over. But
         # a socket's descriptor tells that something has come only after the socket was asked, and
         # had nothing: so each is asked after it was used, before the loop sleeps.
@@ -148,9 +195,8 @@ class Loop:
                 self._engine.tick(now),
             )
             # Those of tasks, and of what was held: none is to wait for the next message
-            self._deliver(self._engine.take_replies())
-            if self._connections.lost or self._connections.uncounted or self._door.unanswered:
-                wake = now
+            self._outbox.deliver(self._engine.take_replies())
+            wake = min(wake, self._see_to_connections(now))
             if self._idle_exit is not None and not self._connections and not self._tasks:
                 arrived_at = max(begun, self._connections.accepted_at)
                 ends = max(quiet_since + self._idle_exit, arrived_at + ARRIVAL_SECONDS)
@@ -163,9 +209,9 @@ class Loop:
                 wake = min(wake, ends)
             if self._tasks and self._tasks.ready:
                 wake = min(wake, self._next_slice) if now < self._quiet_at else now
-            arrived = _readable(self._router)
+            arrived = self._intake.readable
             self._status.slice(time.monotonic() - started)
-            ready = self._sleep(0.0 if arrived else wake - now)
+            ready = self._sleep(0.0 if arrived else wake - now, now)
             started = time.monotonic()
             busy = self._turn(ready, arrived=arrived)
             now = time.monotonic()
@@ -182,13 +228,22 @@ class Loop:
             self._connections.judge_again()
         return self._door.look_at
 
-    def _sleep(self, seconds: float) -> list[int]:
-        """Wait so long for something to come; the descriptors where it did."""
+    def _sleep(self, seconds: float, now: float) -> list[int]:
+        """Wait so long from `now` for something to come; the descriptors where it did."""
         # rounded up, so that a deadline has passed when the poll for it ends
         wait_ms = int(seconds * 1000) + 1 if seconds > 0 else 0
-        ready = [descriptor for descriptor, _ in self._poller.poll(wait_ms)]
-        self._notice_halt(wait_ms)
-        return ready
+        while True:
+            if now >= self._guard.due:
+                self._guard.look(now)
+            some_ms = wait_ms
+            if wait_ms and self._guard.due < now + wait_ms / 1000:
+                some_ms = min(wait_ms, int((self._guard.due - now) * 1000) + 1)
+            ready = [descriptor for descriptor, _ in self._poller.poll(some_ms)]
+            self._notice_halt(some_ms)
+            wait_ms -= some_ms
+            if ready or wait_ms <= 0:
+                return ready
+            now = time.monotonic()
 
     def _notice_halt(self, slept_ms: int = 0) -> None:
         """To be called before anybody is judged by the time: maybe nobody could be heard."""
@@ -209,21 +264,34 @@ class Loop:
 
     def finish(self) -> SaveFailed | None:
         """End what was begun, save what is unsaved, and send the last replies; why that failed."""
-        self._listeners.stop()
+        self._listeners.shut()  # who comes now would not be answered here: it waits for the next
+        self._ending_at = time.monotonic()
         while self._connections.lost:
             self._tell_lost()
         failure = self._engine.finish(self._progress)
-        self._deliver(self._engine.take_replies())
+        self._outbox.deliver(self._engine.take_replies())
+        until = time.monotonic() + CLOSING_MS / 1000
+        while self._outbox.behind and time.monotonic() < until:
+            time.sleep(SLICE_SECONDS)
+            self._outbox.flush(time.monotonic())
         return failure
 
     def _progress(self) -> None:
         """Tell those who wait for the end of it that the last save gets on."""
         self._notifier.progress(f"stopping: {self._engine.saving}")
-        self._engine.tell_alive(time.monotonic())
-        self._deliver(self._engine.take_replies())
+        now = time.monotonic()
+        self._engine.tell_alive(now)
+        self._outbox.deliver(self._engine.take_replies())
+        self._outbox.flush(now)
+        if now - self._ending_at > ENDING_SECONDS:
+            for peer in self._outbox.behind:
+                self._connections.hang_up_on(peer, "did not read its last replies")
+                self._outbox.forget(peer)
+                self._engine.gone(peer)
 
     def close(self) -> None:
         """Let the last replies leave, and stop listening."""
+        self._guard.close()
         self._connections.close()
         self._router.close()
         self._door.close()
@@ -231,44 +299,33 @@ class Loop:
 
     def _turn(self, ready: list[int], *, arrived: bool) -> bool:
         """Take what has arrived, apply it, answer it. False if there was nothing."""
-        router, engine = self._router, self._engine
-        until = time.monotonic() + TURN_SECONDS
+        until = time.monotonic() + self._turn_seconds
         if self._connections.uncounted or self._monitor_fd in ready:
             self._connections.count(until)
+            self._guard.watch()
         if self._signals_fd in ready:
             self._signals.drain()
         self._door.answer()
-        if arrived or (ready and _readable(router)):
-            self._take_in(until)
-        else:
+        if not (arrived or (ready and self._intake.readable)):
             return False
-        self._deliver(engine.finish_turn())
+        self._intake.take(until)
+        self._outbox.deliver(self._engine.finish_turn())
         return True
 
-    def _take_in(self, until: float) -> None:
-        """Take what has arrived, at least one message, and hand it to the engine."""
-        router, engine = self._router, self._engine
-        count = size = 0
-        while True:
-            peer = router.recv(zmq.NOBLOCK)
-            frame = router.recv(zmq.NOBLOCK, copy=False)
-            connection = self._connections.of(peer, frame)
-            frames = [frame.bytes]
-            while frame.more:
-                frame = router.recv(zmq.NOBLOCK, copy=False)
-                frames.append(frame.bytes)
-            self._notice_halt()
-            rights = self._door.sender(frame) if connection is None else connection.rights
-            ended = engine.receive(peer, frames, rights)
-            if connection is None:
-                self._connections.lost.append(peer)
-            count += 1
-            size += len(frames[0])
-            if count >= MESSAGES_A_TURN or engine.turn_over or ended >= until:
-                break
-            if not _readable(router):
-                break
-        self._status.bytes_in += size
+    def _see_to_connections(self, now: float) -> float:
+        """Do what has become due for them; when to be called again at the latest."""
+        connections, outbox = self._connections, self._outbox
+        if now >= outbox.due:
+            outbox.flush(now)
+        wake = min(outbox.due, self._intake.turn_out(now))
+        if connections.made != self._made or self._admission.is_waiting:
+            self._made = connections.made
+            wake = min(wake, self._admission.look(now))
+        again = bool(connections.lost or connections.uncounted or self._door.unanswered)
+        if self._inbox and self._intake.take_up(time.monotonic() + self._turn_seconds):
+            outbox.deliver(self._engine.finish_turn())
+            again = True
+        return now if again else wake
 
     def _arrived(self) -> None:
         """The first client has come, or the first after a while."""
@@ -281,36 +338,11 @@ class Loop:
         """Have the engine know of lost connections. It makes what comes of it durable together."""
         lost = self._connections.lost
         if lost:
-            self._engine.gone(*(lost.popleft() for _ in range(min(LOST_A_TURN, len(lost)))))
-
-    def _deliver(self, replies: Iterable[tuple[bytes, bytes]]) -> None:
-        size = 0
-        for peer, message in replies:
-            size += len(message)
-            try:
-                self._router.send(peer, _NOBLOCK_MORE)
-                self._router.send(message, zmq.NOBLOCK, copy=len(message) < _LARGE)
-            except zmq.Again:
-                self._count_lost_reply(peer)
-            except zmq.ZMQError as error:
-                if error.errno != zmq.EHOSTUNREACH:
-                    raise
-                self._connections.lost.append(peer)
-        self._status.bytes_out += size
-
-    def _count_lost_reply(self, peer: bytes) -> None:
-        # One line for many: whoever reads the log must not be able to hold the loop up.
-        lost = self._status.replies_lost = self._status.replies_lost + 1
-        now = time.monotonic()
-        if now >= self._tell_lost_at:
-            told = self._connections.fields(peer)
-            log.warning(
-                "%d replies lost by clients that do not read them, the last by %s",
-                lost,
-                told["peer"],
-                extra={"event": "replies_lost", "count": lost, **told},
-            )
-            self._tell_lost_at = now + UPKEEP_SECONDS
+            some = [lost.popleft() for _ in range(min(LOST_A_TURN, len(lost)))]
+            for peer in some:
+                self._outbox.forget(peer)
+                self._inbox.gone(peer)
+            self._engine.gone(*some)
 
     def _upkeep(self) -> None:
         """Put back what somebody removed: the lock files, and the sockets new clients need."""
@@ -327,7 +359,4 @@ class Loop:
         except OSError as error:
             log.error("cannot restore what was removed: %s", error, extra={"event": "not_restored"})
         self._listeners.restore()
-
-
-def _readable(source: zmq.Socket[bytes]) -> bool:
-    return source.get(zmq.EVENTS) & zmq.POLLIN != 0  # type: ignore[operator,arg-type] # EVENTS is an int
+        self._admission.upkeep()

@@ -61,6 +61,56 @@ def parser() -> argparse.ArgumentParser:
         help="the largest request accepted, in MiB, at most 1024 (default: 256)",
     )
     parser.add_argument(
+        "--max-key",
+        metavar="BYTES",
+        type=_number(int, "bytes, 1 or more", 1),
+        default=64 * 2**10,
+        help="the longest key, and name of a lock, in bytes (default: 65536)",
+    )
+    parser.add_argument(
+        "--max-value",
+        metavar="MIB",
+        type=_number(int, "MiB, 1 or more", 1),
+        help="the largest value, in MiB (default: as --max-request)",
+    )
+    parser.add_argument(
+        "--max-keys",
+        metavar="N",
+        type=_number(int, "keys, 1 or more", 1),
+        help="refuse to add keys beyond so many (default: no limit)",
+    )
+    parser.add_argument(
+        "--max-memory",
+        metavar="MIB",
+        type=_number(int, "MiB, 1 or more", 1),
+        help="refuse to add what would have keys and values take more memory than this, in MiB "
+        "(default: no limit)",
+    )
+    parser.add_argument(
+        "--max-clients",
+        metavar="N",
+        type=_number(int, "connections, 1 or more", 1),
+        default=10_000,
+        help="serve so many connections at a time, fewer if the system gives fewer descriptors "
+        "(default: 10000)",
+    )
+    parser.add_argument(
+        "--max-waiting",
+        metavar="N",
+        type=_number(int, "requests, 1 or more", 1),
+        default=20_000,
+        help="so many locks, and requests that wait for a lock, a change, or anything long, at a "
+        "time; one connection has half of them at most (default: 20000)",
+    )
+    parser.add_argument(
+        "--max-unread",
+        metavar="MIB",
+        type=_number(int, "MiB, 16 or more", 16),
+        default=64,
+        help="hang up on a client that leaves replies of more than this unread, in MiB, 16 or "
+        "more (default: 64)",
+    )
+    parser.add_argument(
         "--durability",
         choices=("save", "journal", "fsync"),
         default="journal",

@@ -80,6 +80,15 @@ class Parking:
         """Whether the ask of a `lock` was granted already."""
         return self._locks.holds((request.args["holder"], request.args["ask"]))
 
+    def knows(self, request: Request) -> bool:
+        """Whether it is a `lock` whose ask is there already, so that nothing is added by it."""
+        args = request.args
+        return request.command.name == "lock" and self._locks.knows((args["holder"], args["ask"]))
+
+    def of(self, peer: Peer) -> int:
+        """How many requests of this connection are parked."""
+        return self._feed.of(peer) + self._locks.waiting_of(peer)
+
     def forget(self, request: Request) -> None:
         """Have a `lock` that is refused wait no longer."""
         self._locks.forget((request.args["holder"], request.args["ask"]))

@@ -53,6 +53,10 @@ class Queues:
         """Whether anybody waits for the lock of that name."""
         return name in self._queues
 
+    def of(self, peer: Peer) -> int:
+        """How many asks of this connection wait."""
+        return self._asked_by.count(peer)
+
     def get(self, ask: Ask) -> Waiter | None:
         return self._waiting.get(ask)
 

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
+from pickledbd.limits import Limits
 from pickledbd.slow import SlowLog
 from pickledbd_protocol import COMMANDS
 
@@ -25,8 +26,10 @@ class Status:
     location: str
     request_bytes: int
     slow: SlowLog = field(default_factory=SlowLog)
+    limits: Limits = field(default_factory=Limits)
     endpoints: list[str] = field(default_factory=list)
     clients: int = 0
+    unread_bytes: int = 0
     started: float = field(default_factory=time.monotonic)
     longest_slice_ms: float = 0.0
     last_save_time: float | None = None
@@ -38,7 +41,7 @@ class Status:
     """Requests that were answered by an error, by its code."""
     connections_accepted: int = 0
     connections_refused: int = 0
-    replies_lost: int = 0
+    hung_up: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     large_batches: int = 0

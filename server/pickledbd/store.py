@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from pickledbd import watches
 from pickledbd.clock import now_ms
@@ -42,8 +42,19 @@ from pickledbd.locks import Locks
 from pickledbd.table import Place, Table, View
 from pickledbd.wheel import Wheel
 
+ENTRY_BYTES = 150
+"""What an entry takes beside the characters of its key and the bytes of its value: the headers of
+both, and its place in a chunk and in the index (measured: 138 to 145, with CPython 3.11)."""
+
 LOOKED_AT_ONCE = 2000
 """Keys that are looked at in one step, to find the last one."""
+
+
+class Size(NamedTuple):
+    """How many entries, and the bytes of memory that they take."""
+
+    keys: int
+    bytes: int
 
 
 @dataclass(slots=True)
@@ -118,6 +129,28 @@ class Store:
         """How many keys there are; while folding, of those that were adopted about those so far."""
         overdue = self._wheel.overdue(now_ms()) if self._wheel.used else 0
         return max(0, len(self._table) - overdue)
+
+    @property
+    def size(self) -> Size:
+        """What all entries take; while folding, those to be put in place in addition."""
+        table, adopted = self._table, self._adopted
+        keys, held = len(table), table.bytes
+        if adopted is not None:
+            keys += len(adopted)
+            held += adopted.bytes
+        return Size(keys, held + ENTRY_BYTES * keys)
+
+    def sized_with(self, batch: Table, *, clear: bool) -> Iterator[Size | None]:
+        """What all would take once `batch` is adopted, in the last of several steps."""
+        keys, held = (0, 0) if clear else (len(self._table), self._table.bytes)
+        for chunk in batch.chunks():
+            befores = self._table.get_many(chunk) if not clear else []
+            known = [(key, v) for key, v in zip(chunk, befores, strict=False) if v is not None]
+            keys -= len(known)
+            held -= sum(len(key) + len(value) for key, value in known)
+            yield None
+        keys, held = keys + len(batch), held + batch.bytes
+        yield Size(keys, held + ENTRY_BYTES * keys)
 
     def __contains__(self, key: str) -> bool:
         return self.get(key) is not None
@@ -250,6 +283,14 @@ class Store:
     def logged(self) -> int:
         """How many changes are not committed: where a command begins its own."""
         return len(self._log)
+
+    def was_set(self, start: int) -> Iterator[Mapping[str, bytes]]:
+        """What was set by the changes from `start` on."""
+        for change in self._log[start:]:
+            if change.many is not None:
+                yield change.many
+            elif change.value is not None and not change.deadline_only:
+                yield {change.key: change.value}
 
     def effect(self, start: int) -> Effect:
         """What the changes from `start` on come to."""

@@ -47,6 +47,10 @@ def _pieces(keys: list[str], values: list[bytes]) -> Iterator[Entries]:
             start, size = stop, 0
 
 
+def _bytes_of(chunk: Mapping[str, bytes]) -> int:
+    return sum(map(len, chunk)) + sum(map(len, chunk.values()))
+
+
 class View:
     """The content of a table at one moment, read once, chunk by chunk. `close` it when done."""
 
@@ -110,6 +114,8 @@ class Table:
         self._last = -1
         self._tail: dict[str, bytes] | None = None
         self._length = 0
+        self.bytes = 0
+        """Characters of all keys and bytes of all values."""
         self._views: list[View] = []
         self._emptied: list[int] = []
 
@@ -141,6 +147,7 @@ class Table:
             chunk = self._chunks[number]
             before = chunk[key]
             chunk[key] = value
+            self.bytes += len(value) - len(before)
             return before
         tail = self._tail
         if tail is None or len(tail) >= CHUNK:
@@ -151,6 +158,7 @@ class Table:
         shard[key] = self._last
         tail[key] = value
         self._length += 1
+        self.bytes += len(key) + len(value)
         return None
 
     def chunks(self) -> Iterable[Mapping[str, bytes]]:
@@ -161,6 +169,7 @@ class Table:
         """Set many keys; their values before. Quicker than one by one where they are there."""
         index, chunks = self._index, self._chunks
         before: list[bytes | None] = []
+        grown = 0
         for key, value in items.items():
             number = index[hash(key) & _MASK].get(key)
             if number is None:
@@ -169,8 +178,11 @@ class Table:
             if self._views:
                 self._freeze(number)
             chunk = chunks[number]
-            before.append(chunk[key])
+            replaced = chunk[key]
+            before.append(replaced)
+            grown += len(value) - len(replaced)
             chunk[key] = value
+        self.bytes += grown
         return before
 
     def extend(self, keys: list[str], values: list[bytes]) -> None:
@@ -185,6 +197,7 @@ class Table:
                 self._last = number
                 self._tail = self._chunks[number] = chunk
                 self._length += len(chunk)
+                self.bytes += _bytes_of(chunk)
                 continue
             # A chunk of what is left would keep the room of all
             for key in known:
@@ -203,6 +216,7 @@ class Table:
         self._length -= 1
         chunk = self._chunks[number]
         value = chunk.pop(key)
+        self.bytes -= len(key) + len(value)
         if not chunk:
             self._emptied.append(number)
         return value
@@ -224,6 +238,7 @@ class Table:
         chunk.update(entries)
         self._index[hash(key) & _MASK][key] = number
         self._length += 1
+        self.bytes += len(key) + len(value)
 
     def last_key(self) -> str | None:
         """The key that was inserted last."""
@@ -270,6 +285,7 @@ class Table:
         for key in chunk:
             del self._index[hash(key) & _MASK][key]
         self._length -= len(chunk)
+        self.bytes -= _bytes_of(chunk)
         return chunk
 
     def free(self) -> Iterator[None]:

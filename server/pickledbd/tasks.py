@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 Task = Generator[Future[Any] | None, None, T]
 
+Pause = Future[None]
+"""What a task waits for that no thread does; whoever made it tells when it is over."""
+
 
 class Worker:
     """A thread that does one thing after the other."""
@@ -86,7 +89,8 @@ class Tasks:
             self.run(1.0)
             progress()
             if self._tasks and not self.ready:
-                wait([a for _, a in self._tasks if a is not None], 1.0, "FIRST_COMPLETED")
+                # Not for long: some wait for what only `progress` brings about
+                wait([a for _, a in self._tasks if a is not None], 0.05, "FIRST_COMPLETED")
 
 
 def result(future: Future[T]) -> Task[T]:

@@ -6,7 +6,7 @@ that the end of each of very many connections takes no longer than that of one.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
@@ -32,6 +32,14 @@ class Ties(Generic[Name, Owner]):
     def of(self, owner: Owner) -> list[Name]:
         """What is tied to `owner`, what was tied first before the rest."""
         return list(self._names.get(owner, ()))
+
+    def count(self, owner: Owner) -> int:
+        """How many are tied to `owner`."""
+        return len(self._names.get(owner, ()))
+
+    def firsts(self) -> Iterator[tuple[Owner, Name]]:
+        """Of each owner what was tied first."""
+        return ((owner, next(iter(names))) for owner, names in self._names.items())
 
     def tie(self, name: Name, owner: Owner) -> None:
         """Tie `name` to `owner`, and to no other any more."""

@@ -52,6 +52,10 @@ class Watchers:
     def __len__(self) -> int:
         return len(self._groups)
 
+    def of(self, peer: Peer) -> int:
+        """How many are parked by this connection."""
+        return self._asked_by.count(peer)
+
     def park(self, name: Name, prefix: str, watcher: str) -> None:
         """Have a request wait for a change of the prefix, unless it does already."""
         if name in self._groups:

@@ -67,6 +67,10 @@ class Feed:
     def __len__(self) -> int:
         return len(self._watchers)
 
+    def of(self, peer: Peer) -> int:
+        """How many requests of this connection wait."""
+        return self._watchers.of(peer)
+
     @property
     def sequence(self) -> int:
         """Of the newest change."""

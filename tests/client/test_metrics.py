@@ -153,7 +153,7 @@ def test_the_names_are_those_of_prometheus_conventions(exporter, daemon):
 def test_all_that_info_tells_is_exported_but_for_what_is_no_number(db):
     told = set(db.info())
     exported = {member for member, _, _ in metrics.GAUGES + metrics.COUNTERS + metrics.FLAGS}
-    exported |= {"requests", "errors", "slices", "busy_seconds", *metrics.INFORMATION}
+    exported |= {"requests", "errors", "limits", "slices", "busy_seconds", *metrics.INFORMATION}
     assert exported <= told
     assert told - exported == {
         *("pid", "protocol", "location", "endpoints", "read_only"),  # of one daemon, as it happens

@@ -83,12 +83,16 @@ def test_in_the_protocol_codec_knows_commands_which_know_errors():
 @pytest.mark.parametrize(
     ("room", "module", "only"),
     [
-        ("pickledbd", "zmq", {"loop", "listeners", "connections", "door", "keys", "zap"}),
+        (
+            "pickledbd",
+            "zmq",
+            {"loop", "intake", "listeners", "connections", "outbox", "door", "keys", "zap"},
+        ),
         ("pickledbd_client", "zmq", {"channel", "curve", "handshake", "keygen"}),
         ("pickledbd", "fcntl", {"ownership", "disk"}),
         ("pickledbd", "tomllib", {"config"}),
         ("pickledbd", "mmap", {"counters"}),
-        ("pickledbd", "ctypes", {"counters"}),
+        ("pickledbd", "ctypes", {"counters", "valve", "guard"}),
         ("pickledbd_client", "mmap", {"cache"}),
         ("pickledbd", "concurrent", {"tasks", "saver"}),
     ],

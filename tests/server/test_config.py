@@ -33,7 +33,7 @@ def sample(action):
     """The text of a value that the option may have, and is not its default."""
     if action.choices:
         return next(each for each in action.choices if each != action.default)
-    for text in ("7", "ipc:///tmp/some.sock"):
+    for text in ("7", "70", "ipc:///tmp/some.sock"):
         if action.type is None:
             return "ipc:///tmp/some.sock"
         with contextlib.suppress(argparse.ArgumentTypeError, ValueError):

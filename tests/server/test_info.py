@@ -52,7 +52,7 @@ def grown(before, after):
 
 
 COUNTED = (
-    *("slow_operations", "connections_accepted", "connections_refused", "replies_lost"),
+    *("slow_operations", "connections_accepted", "connections_refused", "hung_up"),
     *("expired_keys", "changes_told", "locks_granted", "large_batches", "saves", "saves_failed"),
 )
 

@@ -130,6 +130,13 @@ class Over:
             return now
         return now + 60
 
+    offending = ()
+    memory = 0
+    waits_for_disk = False
+
+    def paced_by(self, pace):
+        pass
+
     def take_replies(self):
         return []
 
