@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 from pickledbd.connections import Connection, Connections
 
-LOOK_SECONDS, SUSPECTING_SECONDS = 0.1, 0.02
+LOOK_SECONDS, SUSPECTING_SECONDS = 0.15, 0.02
 """Between two looks; and while memory grows."""
 
 STRANGE_BYTES = 16 * 2**20

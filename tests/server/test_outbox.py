@@ -161,6 +161,7 @@ def test_a_peer_that_has_gone_is_told_of(post):
     while not post.gone:
         assert time.monotonic() < deadline
         post.outbox.deliver([(peer, b"x")])
+        post.flush()
     assert post.gone[0] == peer
 
 
