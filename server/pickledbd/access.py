@@ -60,7 +60,10 @@ def claim_all(
         stack.callback(claims[-1].release)
 
     for each in activation.passed():
-        claim(each.endpoint, read_only=each.name == READ_ONLY, passed=each.socket)
+        try:
+            claim(each.endpoint, read_only=each.name == READ_ONLY, passed=each.socket)
+        except CannotServe as error:
+            raise CannotServe(f"{each.what} does not fit: {error}") from None
     for endpoint in options.bind:
         claim(endpoint)
     if not claims:

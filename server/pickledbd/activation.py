@@ -26,6 +26,8 @@ class Passed(NamedTuple):
     name: str
     """FileDescriptorName= of its unit."""
     socket: socket.socket
+    what: str
+    """All that, for the messages."""
 
 
 def passed() -> Iterator[Passed]:
@@ -59,7 +61,7 @@ def _taken(descriptor: int, name: str) -> Passed:
         check(endpoint, beyond_loopback=True)  # which is for who has the options to say
     except CannotServe as error:
         raise CannotServe(f"{what} does not fit: {error}") from None
-    return Passed(endpoint, name, found)
+    return Passed(endpoint, name, found, what)
 
 
 def _endpoint(listening: socket.socket) -> str:

@@ -16,6 +16,7 @@ from abusing import frame, shaken
 from pickledbd import outbox
 from pickledbd.inbox import MESSAGE_BYTES, Inbox
 from pickledbd.outbox import ROOM_BYTES, Outbox
+from pickledbd.status import Status
 from support import PATIENCE
 
 KIB = 2**10
@@ -35,6 +36,7 @@ class Post:
         self.outbox = Outbox(
             self.router,
             most_bytes,
+            status=Status(location="", request_bytes=0),
             is_there=lambda _peer: True,
             gone=self.gone.append,
             hang_up=self.hung_up.__setitem__,
