@@ -48,6 +48,8 @@ class Wire:
         self.dealer.connect(self.keyed.tcp)
         self.dealer.send(b"")
         assert b"error" in self.dealer.recv()
+        self.ann["large"] = "x" * 2**18
+        assert len(self.ann.pop("large")) == 2**18  # pyzmq has a context of its own from then on
         self.descriptors = self.count_descriptors()
 
     def count_descriptors(self):
