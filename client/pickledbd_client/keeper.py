@@ -288,7 +288,8 @@ class Keeper:
                 poller.register(session.channel.fileno(), select.POLLIN)
         self._listen()
         wait = SLEEP_MAX if seconds is None else min(seconds, SLEEP_MAX)
-        if self._session.channel is before:
+        # Who closed it before there was a writer could not wake
+        if self._session.channel is before and not self._closed:
             poller.poll(wait * 1000)
         with contextlib.suppress(BlockingIOError):
             while self._reader.recv(4096):

@@ -9,6 +9,7 @@ import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -710,6 +711,27 @@ def test_a_dropped_handle_lets_go_and_nothing_is_left_of_a_closed_one(daemon, db
             "the descriptors to be closed",
         )
     assert db.info()["locks"] == 0
+
+
+def test_one_that_is_closed_just_as_its_keeper_begins_does_not_keep_its_lock(
+    daemon, db, monkeypatch
+):
+    """Before the keeper can be woken, and after it has looked whether it is closed."""
+    closing = daemon.client()
+    keeper = closing._locks.keeper()
+    pair, granted = socket.socketpair, threading.Event()
+
+    def late():
+        assert granted.wait(PATIENCE)
+        keeper.close(wait=False)
+        return pair()
+
+    monkeypatch.setattr(socket, "socketpair", late)
+    closing.lock("x", ttl=LONG).acquire()
+    granted.set()
+    keeper._thread.join(PATIENCE)
+    assert not keeper._thread.is_alive()
+    wait_until(lambda: is_free(db), "the lock to be free")
 
 
 def test_a_closed_one_whose_daemon_is_gone_for_good_leaves_no_thread(location):
