@@ -207,6 +207,7 @@ class Channel:
         self._client = session.client
         self._missed = self._skip = 0  # spins that were in vain, and requests that leave it out
         self._limit: int | None = None
+        self._hung_up = False  # whether somebody who asks for keys did so, during the handshake
         self._connect(deadline)
         try:
             self.greet(session, deadline)
@@ -332,7 +333,9 @@ class Channel:
                 "started with --curve-key",
                 forbidden=True,
             )
-        if wanted == "CURVE" and curve is not None:
+        # Once, it may as well have been a daemon that was just ending
+        again, self._hung_up = self._hung_up, wanted == "CURVE"
+        if again and wanted == "CURVE" and curve is not None:
             raise NobodyThereError(
                 f"it hung up during the handshake: is that in {curve.daemon} its public key?",
                 refused=True,

@@ -12,11 +12,13 @@ import shutil
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import zmq
 
 from curved import Keyed, said
+from managed import activated, listening
 from pickledbd_client import NotAllowed, PickleDB, Resync, Unavailable
 from support import PATIENCE, in_fork, wait_until
 
@@ -235,6 +237,19 @@ def test_a_restart_is_ridden_through(keyed):
     other = keyed.client("ann")
     other["c"] = 1
     assert next(changes).key == "c"
+
+
+def test_who_comes_while_a_daemon_ends_is_served_by_the_next(keyed):
+    """Where systemd has the socket: the one hangs up in the midst of the handshake."""
+    keyed.daemon.stop()
+    options = keyed.key_options()
+    with listening(("127.0.0.1", 0)) as there, ThreadPoolExecutor() as pool:
+        endpoint = f"tcp://127.0.0.1:{there.getsockname()[1]}"
+        ann = pool.submit(keyed.client, "ann", endpoint=endpoint)
+        there.accept()[0].close()
+        keyed.daemon = activated(keyed.folder / "my.db", there, options=options)
+        assert ann.result(PATIENCE).ping()
+        keyed.daemon.stop()
 
 
 def test_locks_are_kept_and_freed_with_their_process(keyed):
