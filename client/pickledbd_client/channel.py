@@ -105,6 +105,11 @@ def remaining(deadline: Deadline) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
+def _none_left(error: zmq.ZMQError) -> NobodyThereError:
+    """Where there is no further socket, or no descriptor for it."""
+    return NobodyThereError(f"{error.strerror} in this process")
+
+
 def _knock(endpoint: str, deadline: Deadline) -> None:
     """Connect and hang up: NobodyThereError tells why it fails, which ZeroMQ keeps quiet."""
     scheme, _, address = endpoint.partition("://")
@@ -255,7 +260,7 @@ class Channel:
             try:
                 self._socket = _context().socket(zmq.DEALER)
             except zmq.ZMQError as error:
-                raise NobodyThereError(f"{error.strerror} in this process") from None
+                raise _none_left(error) from None
             try:
                 self._socket.linger = 0
                 self._socket.immediate = True
@@ -292,7 +297,10 @@ class Channel:
             public, secret, daemon = self._curve.keys()
             self._socket.curve_publickey, self._socket.curve_secretkey = public, secret
             self._socket.curve_serverkey = daemon
-        handshake = Handshake(_context(), self._socket)
+        try:
+            handshake = Handshake(_context(), self._socket)
+        except zmq.ZMQError as error:
+            raise _none_left(error) from None
         self._poller.register(handshake, select.POLLIN)
         try:
             self._socket.connect(self.endpoint)

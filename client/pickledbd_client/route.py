@@ -127,9 +127,12 @@ class Route:
                     self.target, session, deadline, first=first, once=once, curve=self._curve
                 )
         except RequestTimeout as timeout:
+            silent = "accepts connections but did not answer"
+            if isinstance(self.target, str) and self.target.startswith("tcp:"):
+                silent = "is halted or busy, or out of reach: it did not answer"
             raise Unavailable(
-                f"the daemon of {self.target} accepts connections but did not answer within "
-                f"{self._timeout} s; nothing was asked of it"
+                f"the daemon of {self.target} {silent} within {self._timeout} s; nothing was "
+                "asked of it"
             ) from timeout
         self.daemon = channel.daemon
         return channel
