@@ -144,7 +144,7 @@ class Door:
     def left(self, who: str, endpoint: str, failure: int | None) -> None:
         """A connection ended that never sent a message; `failure` as libzmq tells it."""
         keyed = self._curve is not None and endpoint.startswith("tcp:")
-        where = who.rpartition(":")[0]
+        where = who.rpartition(":")[0].strip("[]")
         if not where and keyed and self._reasons:  # it had gone before anybody looked who it was
             where = who = next(iter(self._reasons))
         why = self._reasons.pop(where, None)

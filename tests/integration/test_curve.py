@@ -20,7 +20,7 @@ import zmq
 from curved import Keyed, said
 from managed import activated, listening
 from pickledbd_client import NotAllowed, PickleDB, Resync, Unavailable
-from support import PATIENCE, in_fork, wait_until
+from support import PATIENCE, Daemon, in_fork, wait_until
 
 QUICK = 10.0
 """Seconds that a refusal takes at most: far less than a timeout, on a busy machine too."""
@@ -72,6 +72,25 @@ def test_an_unknown_key_is_refused(keyed):
     assert "--authorized-keys" in str(error)
     public = (keyed.folder / "eve.key").read_text().split('"')[1]
     logged(keyed, f"not an authorized one: {public}")
+
+
+def test_by_ipv6_it_is_the_same(keyed):
+    keyed.daemon.stop()
+    keyed.daemon = Daemon(
+        keyed.folder / "my.db",
+        "--bind",
+        "tcp://[::1]:*",
+        *keyed.key_options(),
+        "--read-only-clients",
+    )
+    keyed.tcp = keyed.daemon.endpoint
+    with keyed.client("ann") as ann:
+        assert ann.info()["read_only"] is True
+    for name in ("eve", None):
+        assert isinstance(refused(keyed, name), NotAllowed)
+    text = said(keyed.daemon, "shows no key")
+    assert re.search(r"refused \[::1\]:\d+ at tcp://\[::1\]:\d+: its key is not", text)
+    keyed.daemon.stop()
 
 
 def test_who_shows_no_key_is_refused(keyed):
