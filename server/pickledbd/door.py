@@ -86,7 +86,7 @@ class Door:
         """Look at the keys; whether they may be others since the last time."""
         if self._curve is None:
             return False
-        is_done = self._curve.authorized.look(until)
+        is_done = self._curve.authorized.look_again(until)
         self.look_at = time.monotonic() + LOOK_SECONDS if is_done else 0.0
         changed, self._curve.authorized.changed = self._curve.authorized.changed, False
         return changed
