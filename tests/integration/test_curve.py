@@ -108,16 +108,24 @@ def test_a_bare_socket_without_a_key_is_refused(keyed):
         assert not dealer.poll(100, zmq.POLLOUT)
 
 
-@pytest.mark.parametrize("text", [b"", b"GET / HTTP/1.0\r\n\r\n", bytes(30)], ids=repr)
+@pytest.mark.parametrize("text", [b"GET / HTTP/1.0\r\n\r\n", bytes(30)], ids=repr)
 def test_who_speaks_something_else_is_refused_and_logged(keyed, text):
     with socket.create_connection(("127.0.0.1", int(keyed.port)), PATIENCE) as peer:
         assert peer.recv(1) == b"\xff"
         wait_until(lambda: keyed.told()["clients"] == 2, "the daemon to know of it")
         peer.sendall(text)
         with contextlib.suppress(ConnectionResetError):
-            while text and peer.recv(1000):
+            while peer.recv(1000):
                 pass
     logged(keyed, "it shows no key")
+
+
+def test_who_leaves_in_the_midst_of_the_handshake_is_not_taken_for_one_without_keys(keyed):
+    with socket.create_connection(("127.0.0.1", int(keyed.port)), PATIENCE) as peer:
+        assert peer.recv(1) == b"\xff"
+        wait_until(lambda: keyed.told()["clients"] == 2, "the daemon to know of it")
+    logged(keyed, "it shows no key before it leaves")
+    assert "as a client without curve does" not in keyed.daemon.stop()
 
 
 def test_who_takes_another_for_the_daemon_is_told_so(keyed):
