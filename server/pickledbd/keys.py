@@ -63,13 +63,19 @@ class Authorized:
     """The keys in `directory`, as of the last look."""
 
     def __init__(self, directory: Path) -> None:
-        """CannotServe if it cannot be read."""
+        """CannotServe if it cannot be read, or if everybody can let in others by it."""
         try:
             os.scandir(directory).close()
         except OSError as error:
             raise CannotServe(
                 f"cannot read the authorized keys: {error.strerror} ({directory})"
             ) from None
+        for folder in (directory, directory / READ_ONLY):
+            if folder.is_dir() and folder.stat().st_mode & stat.S_IWOTH:
+                raise CannotServe(
+                    f"{folder} can be written by everybody, who could so let in others: run chmod "
+                    f"o-w {folder}, and look at what is in it"
+                )
         self.changed = False
         """Whether there are other keys than before; for who looks at this to make it False."""
         self._folders = (directory, directory / READ_ONLY)

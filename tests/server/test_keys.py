@@ -187,6 +187,16 @@ def test_a_directory_that_is_not_there_at_the_start_is_refused(tmp_path):
         Authorized(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("where", [".", "read-only"])
+def test_a_directory_in_which_everybody_may_put_keys_is_refused(folder, where):
+    (folder / "read-only").mkdir()
+    os.chmod(folder / where, 0o775)
+    Authorized(folder)
+    os.chmod(folder / where, 0o777)
+    with pytest.raises(CannotServe, match=f"chmod o-w {folder / where},"):
+        Authorized(folder)
+
+
 def test_the_daemons_key_is_its_own_alone(tmp_path, monkeypatch):
     secret, public = make("daemon", tmp_path)
     assert own_key(secret) == tuple(each.decode() for each in load_certificate(secret))
