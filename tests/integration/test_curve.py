@@ -19,7 +19,7 @@ import zmq
 
 from curved import Keyed, said
 from managed import activated, listening
-from pickledbd_client import NotAllowed, PickleDB, Resync, Unavailable
+from pickledbd_client import LockLost, NotAllowed, PickleDB, Resync, Unavailable
 from support import PATIENCE, Daemon, in_fork, wait_until
 
 QUICK = 10.0
@@ -210,6 +210,29 @@ def test_a_key_that_is_taken_back_is_hung_up_on_and_refused(keyed, way):
             assert carl.ping()
     keyed.authorize("ann")
     assert ann.ping(), "which is given again"
+
+
+def test_what_somebody_holds_is_free_when_the_key_is_taken_back(keyed):
+    """A lock, and what came so far of a request in parts."""
+    with (
+        pytest.raises(LockLost),
+        keyed.client("ann").lock("x", ttl=PATIENCE) as held,
+        zmq.Context() as context,
+        keyed.dealer(context, "ann") as dealer,
+    ):
+        dealer.reconnect_ivl = -1
+        dealer.connect(keyed.tcp)
+        part = {"id": 1, "client": "c", "op": "set_many", "args": {"items": {"a": 1}}, "more": True}
+        ping = {"id": 2, "client": "c", "op": "ping"}
+        dealer.send(json.dumps(part).encode())
+        dealer.send(json.dumps(ping).encode())
+        assert json.loads(dealer.recv()) == {"id": 2, "result": {}}
+        (keyed.authorized / "ann.key").unlink()
+        with PickleDB(keyed.ipc, timeout=PATIENCE) as other, other.lock("x", timeout=QUICK) as mine:
+            assert mine.token > held.token
+            assert len(other) == 0
+        keyed.authorize("ann")
+    assert keyed.told()["locks"] == 0
 
 
 def test_what_came_from_a_key_that_was_taken_back_is_not_done(keyed):
