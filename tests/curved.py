@@ -46,12 +46,15 @@ class Keyed:
         self.daemon = Daemon(
             self.folder / "my.db",
             *("--bind", f"tcp://127.0.0.1:{self.port}", "--bind", f"ipc://{self.folder}/s"),
-            *("--curve-key", self.folder / "daemon.key_secret"),
-            *("--authorized-keys", self.authorized, *self.options),
+            *(*self.key_options(), *self.options),
         )
         self.tcp = self.daemon.ready.strip().split(" and ")[-1]
         self.ipc = self.daemon.endpoint
         self.port = self.tcp.rpartition(":")[2]
+
+    def key_options(self):
+        secret = self.folder / "daemon.key_secret"
+        return "--curve-key", secret, "--authorized-keys", self.authorized
 
     def files(self, name, of="daemon"):
         """As `curve=` names them; made if they are not there."""

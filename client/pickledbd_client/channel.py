@@ -105,6 +105,11 @@ def remaining(deadline: Deadline) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
+def _none_left(error: zmq.ZMQError) -> NobodyThereError:
+    """Where there is no further socket, or no descriptor for it."""
+    return NobodyThereError(f"{error.strerror} in this process")
+
+
 def _knock(endpoint: str, deadline: Deadline) -> None:
     """Connect and hang up: NobodyThereError tells why it fails, which ZeroMQ keeps quiet."""
     scheme, _, address = endpoint.partition("://")
@@ -207,6 +212,7 @@ class Channel:
         self._client = session.client
         self._missed = self._skip = 0  # spins that were in vain, and requests that leave it out
         self._limit: int | None = None
+        self._hung_up = False  # whether somebody who asks for keys did so, during the handshake
         self._connect(deadline)
         try:
             self.greet(session, deadline)
@@ -254,7 +260,7 @@ class Channel:
             try:
                 self._socket = _context().socket(zmq.DEALER)
             except zmq.ZMQError as error:
-                raise NobodyThereError(f"{error.strerror} in this process") from None
+                raise _none_left(error) from None
             try:
                 self._socket.linger = 0
                 self._socket.immediate = True
@@ -291,7 +297,10 @@ class Channel:
             public, secret, daemon = self._curve.keys()
             self._socket.curve_publickey, self._socket.curve_secretkey = public, secret
             self._socket.curve_serverkey = daemon
-        handshake = Handshake(_context(), self._socket)
+        try:
+            handshake = Handshake(_context(), self._socket)
+        except zmq.ZMQError as error:
+            raise _none_left(error) from None
         self._poller.register(handshake, select.POLLIN)
         try:
             self._socket.connect(self.endpoint)
@@ -332,7 +341,9 @@ class Channel:
                 "started with --curve-key",
                 forbidden=True,
             )
-        if wanted == "CURVE" and curve is not None:
+        # Once, it may as well have been a daemon that was just ending
+        again, self._hung_up = self._hung_up, wanted == "CURVE"
+        if again and wanted == "CURVE" and curve is not None:
             raise NobodyThereError(
                 f"it hung up during the handshake: is that in {curve.daemon} its public key?",
                 refused=True,

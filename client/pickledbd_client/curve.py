@@ -10,6 +10,8 @@ import os
 import struct
 from pathlib import Path
 
+import zmq
+
 from pickledbd_protocol import NotAllowed, Unavailable
 
 CurveFiles = tuple[str | os.PathLike[str], str | os.PathLike[str]]
@@ -43,6 +45,8 @@ class Curve:
                 f"{self.own} holds a secret key and can be read by others: run chmod 600 "
                 f"{self.own}, and make a new key if anybody may have done so"
             )
+        if zmq.curve_public(secret) != public:
+            raise Unavailable(f"the two keys in {self.own} do not belong together: make new ones")
         return public, secret, _load(self.daemon)[0]
 
 

@@ -127,9 +127,11 @@ class Route:
                     self.target, session, deadline, first=first, once=once, curve=self._curve
                 )
         except RequestTimeout as timeout:
+            silent = f"accepts connections but did not answer within {self._timeout} s"
+            if isinstance(self.target, str) and self.target.startswith("tcp:"):
+                silent = f"is halted or busy, or out of reach: no answer within {self._timeout} s"
             raise Unavailable(
-                f"the daemon of {self.target} accepts connections but did not answer within "
-                f"{self._timeout} s; nothing was asked of it"
+                f"the daemon of {self.target} {silent}; nothing was asked of it"
             ) from timeout
         self.daemon = channel.daemon
         return channel

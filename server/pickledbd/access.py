@@ -16,7 +16,14 @@ from pathlib import Path
 
 from pickledbd import activation
 from pickledbd.door import Curve
-from pickledbd.endpoints import CannotServe, Claim, group_number, private_endpoint
+from pickledbd.endpoints import (
+    CannotServe,
+    Claim,
+    check,
+    group_number,
+    place,
+    private_endpoint,
+)
 from pickledbd.keys import Authorized, own_key
 
 log = logging.getLogger(__name__)
@@ -42,7 +49,8 @@ def claim_all(
         read_only: bool = False,
         passed: socket.socket | None = None,
     ) -> None:
-        known = next((each for each in claims if each.endpoint == endpoint), None)
+        check(endpoint, beyond_loopback=guarded)
+        known = next((each for each in claims if place(each.endpoint) == place(endpoint)), None)
         if known is not None:
             if known.read_only != (read_only or options.read_only_clients):
                 raise CannotServe(f"{endpoint} cannot be for everything and only for reading")
@@ -53,7 +61,6 @@ def claim_all(
                 private=private,
                 group=None if private else group(options),
                 read_only=read_only or options.read_only_clients,
-                beyond_loopback=guarded,
                 passed=passed,
             )
         )

@@ -105,7 +105,7 @@ class Connections:
         self._open: dict[int, Connection] = {}
         self._of_peer: dict[bytes, Connection] = {}
         self._told: deque[tuple[int, int, bytes]] = deque()
-        self._failed: dict[bytes, int] = {}  # why the handshake failed that was told of last
+        self._failed: dict[bytes, int] = {}  # why the handshake failed that was told of last, or 0
         self._router = router
         self._status = status
         self._door = door
@@ -117,7 +117,8 @@ class Connections:
             zmq.EVENT_ACCEPTED
             | zmq.EVENT_ACCEPT_FAILED
             | zmq.EVENT_DISCONNECTED
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
         )
         # Unbounded, since libzmq's I/O thread waits when the monitor's queue is full
         self._monitor = context.socket(zmq.PAIR)
@@ -161,6 +162,8 @@ class Connections:
                 self.made += 1
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 self._failed[endpoint] = value
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+                self._failed[endpoint] = 0
             else:
                 failure = self._failed.pop(endpoint, None)
                 if lost := self._open.pop(value, None):
@@ -209,7 +212,8 @@ class Connections:
 
     def _forget(self, connection: Connection, failure: int | None = None) -> None:
         if connection.peer is None:
-            self._door.left(connection.who, connection.endpoint, failure)
+            if not connection.is_out:
+                self._door.left(connection.who, connection.endpoint, failure)
         else:
             del self._of_peer[connection.peer]
             self.admitted -= connection.admitted

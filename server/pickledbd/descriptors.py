@@ -23,7 +23,8 @@ def who_is(descriptor: int) -> tuple[str, dict[str, Any]]:
             if there.family != socket.AF_UNIX:
                 host, port, *_ = there.getpeername()
                 there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)  # see Claim.hold
-                return f"{host}:{port}", {"peer_address": f"{host}:{port}"}
+                address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                return address, {"peer_address": address}
             if hasattr(socket, "SO_PEERCRED"):
                 told = there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
                 pid, uid, _ = _UCRED.unpack(told)

@@ -26,11 +26,16 @@ REASONS_MAX = 1000
 ANSWERING_SECONDS = 0.0004
 """How long those who want in are dealt with in one turn: they are not to hold up who is in."""
 
-_NO_KEY = "it shows no key, as a client without curve does"
-_FAILURES: dict[int, str] = {
+_FAILURES: dict[int | None, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it wants to show a key, which is not asked for",
+}
+_KEYED_FAILURES: dict[int | None, str] = {
+    None: "it shows no key, or asks nothing",
+    0: "it shows no key before it leaves, or in time",
+    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it shows no key, as a client without curve does",
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it takes another public key for this daemon's",
 }
+_STRANGE = "it does not speak ZeroMQ's protocol"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ class Door:
         """Look at the keys; whether they may be others since the last time."""
         if self._curve is None:
             return False
-        is_done = self._curve.authorized.look(until)
+        is_done = self._curve.authorized.look_again(until)
         self.look_at = time.monotonic() + LOOK_SECONDS if is_done else 0.0
         changed, self._curve.authorized.changed = self._curve.authorized.changed, False
         return changed
@@ -142,15 +147,17 @@ class Door:
         self._reasons[where] = why
 
     def left(self, who: str, endpoint: str, failure: int | None) -> None:
-        """A connection ended that never sent a message; `failure` as libzmq tells it."""
+        """A connection ended that never sent a message.
+
+        `failure` of its handshake as libzmq tells it: 0 where it went on until the end, and None
+        where nothing was told.
+        """
         keyed = self._curve is not None and endpoint.startswith("tcp:")
-        where = who.rpartition(":")[0]
+        where = who.rpartition(":")[0].strip("[]")
         if not where and keyed and self._reasons:  # it had gone before anybody looked who it was
             where = who = next(iter(self._reasons))
         why = self._reasons.pop(where, None)
-        if why is None and keyed and failure in (None, zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH):
-            why = _NO_KEY
-        if why is None and failure is not None:
-            why = _FAILURES.get(failure, "it does not speak ZeroMQ's protocol")
+        if why is None and (keyed or failure):
+            why = (_KEYED_FAILURES if keyed else _FAILURES).get(failure, _STRANGE)
         if why is not None:
             self.refusals.note(who, endpoint, why)

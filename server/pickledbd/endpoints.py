@@ -130,6 +130,17 @@ def check(endpoint: str, *, beyond_loopback: bool = False) -> None:
         raise CannotServe(f"{endpoint}: an endpoint is ipc:///PATH or tcp://ADDRESS:PORT")
 
 
+def place(endpoint: str) -> tuple[object, ...]:
+    """Where that is, however it is written: of an endpoint that passed the `check`."""
+    scheme, _, address = endpoint.partition("://")
+    if scheme == "ipc":
+        path = Path(address)
+        return os.path.realpath(path.parent), path.name
+    host, _, port = address.rpartition(":")
+    host = "127.0.0.1" if host == "localhost" else host.strip("[]")
+    return ipaddress.ip_address(host), 0 if port == "*" else int(port)
+
+
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -140,11 +151,11 @@ def _is_loopback(host: str) -> bool:
 
 
 class Claim:
-    """The right to bind `endpoint` until `release`.
+    """The right to bind `endpoint`, which has passed the `check`, until `release`.
 
     `private`: in a directory of its own, made if missing, that only this user can enter.
     `group`: the number of the group that may reach a socket's file, if not the process's.
-    `read_only`: who comes there may only read. `beyond_loopback`: tcp may be for other machines.
+    `read_only`: who comes there may only read.
     It has the listening socket. For ipc it holds a lock beside that, and knows the file that was
     bound, so that it can tell when somebody removed it and removes only its own.
 
@@ -159,10 +170,8 @@ class Claim:
         private: bool = False,
         group: int | None = None,
         read_only: bool = False,
-        beyond_loopback: bool = False,
         passed: socket.socket | None = None,
     ) -> None:
-        check(endpoint, beyond_loopback=beyond_loopback)
         self.endpoint = endpoint
         self.is_private = private
         self.read_only = read_only
@@ -190,6 +199,7 @@ class Claim:
             raise CannotServe(f"cannot bind {endpoint}: {error.strerror} ({path.parent})") from None
         try:
             _refuse_unless_free(endpoint, path)
+            self._share_lock()
         except BaseException:
             self._lock.release()
             raise
@@ -200,6 +210,12 @@ class Claim:
         if self._lock:
             with contextlib.suppress(OSError):  # they wait, but not as long
                 self._lock.announce(told)
+
+    def _share_lock(self) -> None:
+        """Have who may connect read there, too, how far a start is."""
+        if self._lock and not self.is_private:
+            with contextlib.suppress(OSError):  # as above
+                self._lock.share(self._group)
 
     @property
     def is_tcp(self) -> bool:
@@ -240,7 +256,7 @@ class Claim:
         try:
             listening.bind(os.fspath(self._path))
             if self._group is not None:  # before anybody can connect
-                os.chown(self._path, -1, self._group)
+                os.chown(self._path, -1, self._group, follow_symlinks=False)
             listening.listen(socket.SOMAXCONN)
         except BaseException:
             listening.close()
@@ -250,12 +266,12 @@ class Claim:
         return listening
 
     def _listen_tcp(self) -> socket.socket:
-        host, _, port = self.endpoint.removeprefix("tcp://").rpartition(":")
-        host = "127.0.0.1" if host == "localhost" else host.strip("[]")
+        address, port = place(self.endpoint)
+        host = str(address)
         listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind((host, 0 if port == "*" else int(port)))
+            listening.bind((host, port))
             listening.listen(socket.SOMAXCONN)
         except BaseException:
             listening.close()
@@ -288,6 +304,7 @@ class Claim:
             if self.is_private:
                 _make_private_directory(self._path.parent)
             self._lock.restore()
+            self._share_lock()
             _refuse_unless_free(self.endpoint, self._path)
 
     def release(self) -> None:

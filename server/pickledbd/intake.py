@@ -152,7 +152,7 @@ class Intake:
             taken += 1
             peer, body = found
             connection = self._connections.get(peer)
-            if connection is not None:
+            if connection is not None and not connection.is_out:
                 self._engine.receive(peer, [body], connection.rights)
             over = taken >= MESSAGES_A_TURN or self._engine.turn_over
             if over or time.monotonic() >= until:

@@ -30,7 +30,10 @@ READ_ONLY = "read-only"
 """The directory, in that of the keys, with those of clients that may only read."""
 
 LOOK_SECONDS = 1.0
-"""How often the files are looked at."""
+"""How often the directories are looked at; and the files in them, unless that takes long."""
+
+LOOK_SHARE = 0.0025
+"""Of the time, at most: so many keys cost an idle daemon no more than a few."""
 
 SETTLED_NS = 2 * 10**9
 """A file that was changed less than so long ago may have been changed again without a trace."""
@@ -60,13 +63,19 @@ class Authorized:
     """The keys in `directory`, as of the last look."""
 
     def __init__(self, directory: Path) -> None:
-        """CannotServe if it cannot be read."""
+        """CannotServe if it cannot be read, or if everybody can let in others by it."""
         try:
             os.scandir(directory).close()
         except OSError as error:
             raise CannotServe(
                 f"cannot read the authorized keys: {error.strerror} ({directory})"
             ) from None
+        for folder in (directory, directory / READ_ONLY):
+            if folder.is_dir() and folder.stat().st_mode & stat.S_IWOTH:
+                raise CannotServe(
+                    f"{folder} can be written by everybody, who could so let in others: run chmod "
+                    f"o-w {folder}, and look at what is in it"
+                )
         self.changed = False
         """Whether there are other keys than before; for who looks at this to make it False."""
         self._folders = (directory, directory / READ_ONLY)
@@ -75,6 +84,8 @@ class Authorized:
         self._times: list[int] = []  # when files were last added to the folders, or taken away
         self._complaints: dict[Path, str] = {}
         self._round: Iterator[None] | None = None
+        self._spent = 0.0  # seconds of this round
+        self._next_round = 0.0  # when files may have been rewritten, in time.monotonic()
         self.look()
 
     def __len__(self) -> int:
@@ -100,30 +111,49 @@ class Authorized:
         self._round = None
         return True
 
+    def look_again(self, until: float) -> bool:
+        """The same, but at the files only if some came or went, or if it is time to."""
+        began = time.monotonic()
+        if self._round is None and began < self._next_round and self._is_as_it_was():
+            return True
+        is_done = self.look(until)
+        ended = time.monotonic()
+        self._spent += ended - began
+        if is_done:
+            self._next_round, self._spent = ended + self._spent / LOOK_SHARE, 0.0
+        return is_done
+
+    def _is_as_it_was(self) -> bool:
+        """Whether no file was added to the folders, or taken away, since the last look."""
+        times = list(map(_changed, self._folders))
+        return times == self._times and time.time_ns() - max(times) > SETTLED_NS
+
     def _look(self) -> Iterator[None]:
         times = list(map(_changed, self._folders))
         files: dict[Path, _File] = {}
         keys: dict[str, Key] = {}
         for folder in self._folders:  # the read-only ones last: who has both may only read
-            for path in self._certificates(folder):
+            for name in self._certificates(folder):
+                path = folder / name
                 file = files[path] = self._file(path)
                 self._complain(path, file.complaint)
                 if file.public is not None:
                     read_only = folder.name == READ_ONLY and folder is self._folders[1]
-                    name = f"{READ_ONLY}/{path.stem}" if read_only else path.stem
-                    keys[file.public] = Key(name, read_only)
+                    told = f"{READ_ONLY}/{path.stem}" if read_only else path.stem
+                    keys[file.public] = Key(told, read_only)
                 yield
-        for path in self._complaints.keys() - files.keys() - set(self._folders):
-            del self._complaints[path]
+        for path in [each for each in self._complaints if each not in files]:
+            if path not in self._folders:
+                del self._complaints[path]
         self.changed = self.changed or keys != self._keys
         self._files, self._keys, self._times = files, keys, times
 
-    def _certificates(self, folder: Path) -> list[Path]:
+    def _certificates(self, folder: Path) -> list[str]:
         complaint = ""
-        found: list[Path] = []
+        found: list[str] = []
         try:
             with os.scandir(folder) as entries:
-                found = sorted(folder / each.name for each in entries if each.name.endswith(".key"))
+                found = sorted(each.name for each in entries if each.name.endswith(".key"))
         except OSError as error:
             if folder is self._folders[0] or not isinstance(error, FileNotFoundError):
                 complaint = f"{error.strerror}; nobody is let in by it"
@@ -157,7 +187,10 @@ class Authorized:
         if complaint and complaint != self._complaints.get(path):
             told = {"event": "key_left_out", "path": os.fspath(path), "why": complaint}
             log.warning("authorized keys: %a is left out: %s", told["path"], complaint, extra=told)
-        self._complaints[path] = complaint
+        if complaint:
+            self._complaints[path] = complaint
+        else:
+            self._complaints.pop(path, None)
 
 
 def own_key(path: Path) -> tuple[str, str]:

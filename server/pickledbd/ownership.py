@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,12 @@ class Ownership:
             raise FileExistsError(
                 errno.EEXIST, "it is another program's file, and was not touched", self.path
             )
+
+    def share(self, group: int | None) -> None:
+        """Have a group read what it tells, the process's own if None, whatever the umask."""
+        if group is not None:
+            os.fchown(self._file, -1, group)
+        os.fchmod(self._file, stat.S_IMODE(os.fstat(self._file).st_mode) | stat.S_IRGRP)
 
     def restore(self) -> None:
         """Take the lock anew if somebody removed its file. Raises as the constructor does."""

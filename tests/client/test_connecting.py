@@ -14,8 +14,16 @@ import pytest
 import zmq
 
 from managed import activated, listening
-from pickledbd_client import AsyncPickleDB, PickleDB, Unavailable, route
-from support import PATIENCE, Daemon
+from pickledbd_client import AsyncPickleDB, PickleDB, Unavailable, channel, route
+from support import PATIENCE, Daemon, in_fork
+
+
+@pytest.fixture
+def daemon_by_tcp(location):
+    daemon = Daemon(location, "--bind", "tcp://127.0.0.1:*")
+    yield daemon.endpoint
+    daemon.stop()
+
 
 # Loads for two seconds longer than it would, and gets on meanwhile, or not
 SLOW = """
@@ -156,3 +164,27 @@ def test_where_nobody_is_the_first_one_is_told_so_at_once(path):
     with pytest.raises(Unavailable, match="Connection refused"):
         PickleDB(f"ipc://{path}", timeout=PATIENCE)
     assert time.monotonic() - began < PATIENCE / 2
+
+
+def test_where_nobody_accepts_by_tcp_it_is_not_said_that_somebody_does():
+    with contextlib.ExitStack() as stack:
+        there = stack.enter_context(socket.socket())
+        there.bind(("127.0.0.1", 0))
+        there.listen(0)
+        address = there.getsockname()
+        with contextlib.suppress(TimeoutError):
+            while True:  # until the queue is full, and the system drops what comes
+                stack.enter_context(socket.create_connection(address, 0.5))
+        with pytest.raises(Unavailable, match="or out of reach: no answer within"):
+            PickleDB(f"tcp://127.0.0.1:{address[1]}", timeout=0.3)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_where_a_process_has_no_further_socket_it_is_told(daemon_by_tcp, monkeypatch, most):
+    monkeypatch.setattr(channel, "MAX_SOCKETS", most)
+
+    def connect():
+        with pytest.raises(Unavailable, match="Too many open files in this process"):
+            PickleDB(daemon_by_tcp)
+
+    assert in_fork(connect)  # where it has a context of its own

@@ -93,6 +93,10 @@ def test_files_that_are_no_keys_are_named(tmp_path, files):
     ):
         with pytest.raises(cls, match=named):
             PickleDB(ENDPOINT, curve=curve)
+    mine, others = own.read_text(), make("bob", tmp_path)[0].read_text()
+    own.write_text(mine.replace(mine.split('"')[3], others.split('"')[3]))
+    with pytest.raises(Unavailable, match=f"two keys in {own} do not belong together"):
+        PickleDB(ENDPOINT, curve=files)
     os.chmod(own, 0o640)
     with pytest.raises(NotAllowed, match=f"chmod 600 {own}"):
         PickleDB(ENDPOINT, curve=files)

@@ -12,13 +12,15 @@ import shutil
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import zmq
 
 from curved import Keyed, said
-from pickledbd_client import NotAllowed, PickleDB, Resync, Unavailable
-from support import PATIENCE, in_fork, wait_until
+from managed import activated, listening
+from pickledbd_client import LockLost, NotAllowed, PickleDB, Resync, Unavailable
+from support import PATIENCE, Daemon, in_fork, wait_until
 
 QUICK = 10.0
 """Seconds that a refusal takes at most: far less than a timeout, on a busy machine too."""
@@ -72,6 +74,25 @@ def test_an_unknown_key_is_refused(keyed):
     logged(keyed, f"not an authorized one: {public}")
 
 
+def test_by_ipv6_it_is_the_same(keyed):
+    keyed.daemon.stop()
+    keyed.daemon = Daemon(
+        keyed.folder / "my.db",
+        "--bind",
+        "tcp://[::1]:*",
+        *keyed.key_options(),
+        "--read-only-clients",
+    )
+    keyed.tcp = keyed.daemon.endpoint
+    with keyed.client("ann") as ann:
+        assert ann.info()["read_only"] is True
+    for name in ("eve", None):
+        assert isinstance(refused(keyed, name), NotAllowed)
+    text = said(keyed.daemon, "shows no key")
+    assert re.search(r"refused \[::1\]:\d+ at tcp://\[::1\]:\d+: its key is not", text)
+    keyed.daemon.stop()
+
+
 def test_who_shows_no_key_is_refused(keyed):
     error = refused(keyed, None)
     assert isinstance(error, NotAllowed)
@@ -87,16 +108,24 @@ def test_a_bare_socket_without_a_key_is_refused(keyed):
         assert not dealer.poll(100, zmq.POLLOUT)
 
 
-@pytest.mark.parametrize("text", [b"", b"GET / HTTP/1.0\r\n\r\n", bytes(30)], ids=repr)
+@pytest.mark.parametrize("text", [b"GET / HTTP/1.0\r\n\r\n", bytes(30)], ids=repr)
 def test_who_speaks_something_else_is_refused_and_logged(keyed, text):
     with socket.create_connection(("127.0.0.1", int(keyed.port)), PATIENCE) as peer:
         assert peer.recv(1) == b"\xff"
         wait_until(lambda: keyed.told()["clients"] == 2, "the daemon to know of it")
         peer.sendall(text)
         with contextlib.suppress(ConnectionResetError):
-            while text and peer.recv(1000):
+            while peer.recv(1000):
                 pass
     logged(keyed, "it shows no key")
+
+
+def test_who_leaves_in_the_midst_of_the_handshake_is_not_taken_for_one_without_keys(keyed):
+    with socket.create_connection(("127.0.0.1", int(keyed.port)), PATIENCE) as peer:
+        assert peer.recv(1) == b"\xff"
+        wait_until(lambda: keyed.told()["clients"] == 2, "the daemon to know of it")
+    logged(keyed, "it shows no key before it leaves")
+    assert "as a client without curve does" not in keyed.daemon.stop()
 
 
 def test_who_takes_another_for_the_daemon_is_told_so(keyed):
@@ -183,6 +212,26 @@ def test_a_key_that_is_taken_back_is_hung_up_on_and_refused(keyed, way):
     assert ann.ping(), "which is given again"
 
 
+def test_what_somebody_holds_is_free_when_the_key_is_taken_back(keyed):
+    """A lock, and what came so far of a request in parts."""
+    lock = keyed.client("ann").lock("x", ttl=PATIENCE)
+    assert lock.acquire()
+    with zmq.Context() as context, keyed.dealer(context, "ann") as dealer:
+        dealer.reconnect_ivl = -1
+        dealer.connect(keyed.tcp)
+        part = {"id": 1, "client": "c", "op": "set_many", "args": {"items": {"a": 1}}, "more": True}
+        ping = {"id": 2, "client": "c", "op": "ping"}
+        dealer.send(json.dumps(part).encode())
+        dealer.send(json.dumps(ping).encode())
+        assert json.loads(dealer.recv()) == {"id": 2, "result": {}}
+        (keyed.authorized / "ann.key").unlink()
+        with PickleDB(keyed.ipc, timeout=PATIENCE) as other, other.lock("x", timeout=QUICK):
+            assert len(other) == 0
+    keyed.authorize("ann")
+    with pytest.raises(LockLost):
+        lock.release()
+
+
 def test_what_came_from_a_key_that_was_taken_back_is_not_done(keyed):
     """A connection that had not asked anything yet, and one that goes on asking."""
     with zmq.Context() as context, keyed.dealer(context, "ann") as dealer:
@@ -235,6 +284,19 @@ def test_a_restart_is_ridden_through(keyed):
     other = keyed.client("ann")
     other["c"] = 1
     assert next(changes).key == "c"
+
+
+def test_who_comes_while_a_daemon_ends_is_served_by_the_next(keyed):
+    """Where systemd has the socket: the one hangs up in the midst of the handshake."""
+    keyed.daemon.stop()
+    options = keyed.key_options()
+    with listening(("127.0.0.1", 0)) as there, ThreadPoolExecutor() as pool:
+        endpoint = f"tcp://127.0.0.1:{there.getsockname()[1]}"
+        ann = pool.submit(keyed.client, "ann", endpoint=endpoint)
+        there.accept()[0].close()
+        keyed.daemon = activated(keyed.folder / "my.db", there, options=options)
+        assert ann.result(PATIENCE).ping()
+        keyed.daemon.stop()
 
 
 def test_locks_are_kept_and_freed_with_their_process(keyed):

@@ -122,3 +122,33 @@ def test_tcp_for_everybody_is_refused(machine):
         assert "(pickledbd.socket), which was passed by the service manager, does not" in journal
         machine.run("systemctl stop pickledbd.socket")
     machine.run("systemctl reset-failed pickledbd.service; systemctl start pickledbd")
+
+
+def test_the_daemons_key_may_be_a_credential_which_stays_roots_alone(machine, configured):
+    """At all addresses, of IPv4 and IPv6."""
+    keygen = "cd /srv; /opt/pickledbd/bin/pickledbctl keygen"
+    machine.run(f"{keygen} daemon; {keygen} ann; {keygen} eve; chmod 600 daemon.key_secret")
+    machine.run("mkdir -p /etc/pickledbd/keys; cp /srv/ann.key /etc/pickledbd/keys")
+    with (
+        machine.changed("LoadCredential=daemon.key_secret:/srv/daemon.key_secret"),
+        machine.changed("ListenStream=7431", unit="pickledbd.socket"),
+    ):
+        machine.run("systemctl stop pickledbd.socket")
+        status, told = configured(
+            'curve-key = "/run/credentials/pickledbd.service/daemon.key_secret"\n'
+            'authorized-keys = "/etc/pickledbd/keys"'
+        )
+        assert status == 0, told
+        by = (
+            "/opt/pickledbd/bin/pickledbctl -e tcp://127.0.0.1:7431 --curve {} /srv/daemon.key ping"
+        )
+        assert "answered" in machine.run(by.format("/srv/ann.key_secret"))
+        assert "not let in" in machine.try_run(by.format("/srv/eve.key_secret"))[1]
+        wait_until(
+            lambda: (
+                "refused [::ffff:127.0.0.1]:"
+                in machine.run("journalctl --unit=pickledbd PICKLEDBD_EVENT=refused")
+            ),
+            "it to be told",
+        )
+        machine.run("systemctl stop pickledbd.socket; rm -r /etc/pickledbd")

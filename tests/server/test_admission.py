@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import stat
@@ -9,9 +10,12 @@ import stat
 import pytest
 
 from curved import said
+from pickledbd import access, config
 from pickledbd.endpoints import CannotServe, group_number
 from pickledbd_client import NotAllowed, PickleDB
 from pickledbd_client.keygen import make
+from pickledbd_client.starting import lock_path
+from pickledbd_protocol import owner_told
 from support import PATIENCE, Daemon, in_fork, run
 
 
@@ -73,6 +77,26 @@ def test_an_endpoint_cannot_be_for_both(location, tmp_path):
     assert endpoint in err
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ipc://{}/s", "ipc://{}//s"),
+        ("ipc://{}/s", "ipc://{}/link/s"),
+        ("tcp://127.0.0.1:7431", "tcp://localhost:07431"),
+        ("tcp://[::1]:7431", "tcp://[0:0::1]:7431"),
+    ],
+)
+def test_an_endpoint_is_the_same_however_it_is_written(location, tmp_path, one, other):
+    (tmp_path / "link").symlink_to(tmp_path)
+    one, other = one.format(tmp_path), other.format(tmp_path)
+    err = refused(location, "--bind", one, "--bind-read-only", other)
+    assert f"{other} cannot be for everything and only for reading" in err
+    with contextlib.ExitStack() as stack:
+        options = config.options([str(location), "--bind", one, "--bind", other])
+        claims = access.claim_all(options, location, stack)
+        assert [claim.endpoint for claim in claims] == [one]
+
+
 def test_a_group_has_to_be_there_and_to_be_of_use(location, tmp_path):
     bind = ("--bind", f"ipc://{tmp_path}/s")
     assert "no such group" in refused(location, *bind, "--group", "no-such-group")
@@ -110,7 +134,7 @@ def test_a_group_may_connect_and_keep_what_it_reads_and_others_may_not(location,
     root_only()
     group = next(each for each in grp.getgrall() if each.gr_gid not in (0, 65534))
     socket = open_folder / "s"
-    daemon = Daemon(location, "--bind", f"ipc://{socket}", "--group", group.gr_name)
+    daemon = Daemon(location, "--bind", f"ipc://{socket}", "--group", group.gr_name, umask=0o077)
     found = os.stat(socket)
     assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (group.gr_gid, 0o660)
 
@@ -119,6 +143,7 @@ def test_a_group_may_connect_and_keep_what_it_reads_and_others_may_not(location,
             db["a"] = 1
             assert db["a"] == 1
             assert db._cache.young, "the counters can be read, too"
+        assert owner_told(lock_path(socket).read_bytes())["state"] == "serving"
 
     def other():
         with pytest.raises(NotAllowed):

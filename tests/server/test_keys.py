@@ -143,6 +143,33 @@ def test_a_long_look_is_done_in_pieces_and_counts_when_it_is_complete(folder, pu
     assert keys.get(new)
 
 
+def test_many_files_are_looked_at_less_often_but_what_comes_or_goes_is_seen(
+    folder, put, public, monkeypatch
+):
+    monkeypatch.setattr(keys_module, "SETTLED_NS", -1)  # as if all had been there for long
+    ann, bob = put("ann"), public("bob")
+    keys = Authorized(folder)
+    never, now = float("inf"), 0.0
+    monkeypatch.setattr(keys_module, "LOOK_SHARE", 1e-9)  # as if there were very many
+    assert keys.look_again(never)
+    (folder / "ann.key").write_bytes((folder.parent / "bob.key").read_bytes())
+    assert keys.look_again(never)
+    assert keys.get(ann), "a file that was rewritten has to wait"
+    carl = put("carl")
+    assert not keys.look_again(now)
+    assert keys.look_again(never)
+    assert (keys.get(ann), bool(keys.get(bob)), bool(keys.get(carl))) == (None, True, True)
+    os.unlink(folder / "carl.key")
+    assert keys.look_again(never)
+    assert keys.get(carl) is None
+    monkeypatch.setattr(keys_module, "LOOK_SHARE", 1e9)  # as if there were few
+    put("dora")
+    assert keys.look_again(never)
+    (folder / "dora.key").write_bytes((folder / "ann.key").read_bytes())
+    assert keys.look_again(never)
+    assert keys.get(bob).name == "dora"
+
+
 def test_a_directory_that_is_gone_lets_nobody_in(folder, put, caplog):
     ann = put("ann")
     keys = Authorized(folder)
@@ -158,6 +185,16 @@ def test_a_directory_that_is_gone_lets_nobody_in(folder, put, caplog):
 def test_a_directory_that_is_not_there_at_the_start_is_refused(tmp_path):
     with pytest.raises(CannotServe, match=r"authorized keys.*nowhere"):
         Authorized(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("where", [".", "read-only"])
+def test_a_directory_in_which_everybody_may_put_keys_is_refused(folder, where):
+    (folder / "read-only").mkdir()
+    os.chmod(folder / where, 0o775)
+    Authorized(folder)
+    os.chmod(folder / where, 0o777)
+    with pytest.raises(CannotServe, match=f"chmod o-w {folder / where},"):
+        Authorized(folder)
 
 
 def test_the_daemons_key_is_its_own_alone(tmp_path, monkeypatch):
