@@ -94,6 +94,19 @@ def test_heavy_use_is_nobody_s_fault(daemon):
         assert info["clients"] == 7
 
 
+def test_what_is_not_stored_any_more_is_nobody_s_fault(location):
+    """It is resident for a while, but memory has not grown by it."""
+    daemon = Daemon(location, "--max-request", 4)
+    with contextlib.closing(daemon.client()) as db:
+        for n in range(40):
+            db.set_many({f"{n} {m}": "x" * 500 for m in range(5000)})
+        db.purge()
+        for n in range(30):
+            db.set("k", "y" * (2 * MIB + n))
+        assert db.info()["hung_up"] == 0
+    daemon.stop()
+
+
 def test_messages_of_very_many_frames_are_not_taken_one_by_one(daemon):
     with Bystander(daemon) as bystander:
         bystander.works(1.0)
