@@ -11,6 +11,7 @@ import zmq
 
 from abusing import MORE, abuser, frame, request, shaken
 from bystander import Bystander, grown, resident
+from pickledbd_client import PickleDB
 from support import PATIENCE, Daemon, wait_until
 
 MIB = 2**20
@@ -117,6 +118,20 @@ def test_messages_of_very_many_frames_are_not_taken_one_by_one(daemon):
         bystander.was_hardly_disturbed()
         assert grown(daemon, before) < 2 * SPARE_MIB
     assert f"pid {pid}, who sent a message of over 16 frames" in daemon.stop()
+
+
+def test_nobody_else_of_the_same_machine_is_kept_out(location):
+    """By tcp it is not known which process it was."""
+    daemon = Daemon(location, "--bind", "tcp://127.0.0.1:*")
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        dealer.linger = 0
+        dealer.connect(daemon.endpoint)
+        dealer.send_multipart([b"x"] * 20)
+        with contextlib.closing(PickleDB(daemon.endpoint)) as db:
+            wait_until(lambda: db.info()["hung_up"], "the daemon to hang up")
+        with contextlib.closing(PickleDB(daemon.endpoint, timeout=5)) as another:
+            assert another.ping()
+    assert "over 16 frames" in daemon.stop()
 
 
 def test_a_client_with_100_000_requests_in_flight_is_one_of_many(daemon):
