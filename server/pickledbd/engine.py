@@ -236,7 +236,7 @@ class Engine:
         """Whether a task has to come to its end, or further, before it can be applied."""
         return (
             peer in self._applying
-            or (self._store.folding and request.command.whole)
+            or (self._store.folding and self._is_blocked_by_fold(request))
             or (
                 request.command.name in TELLING
                 and not self._has_room(partial(told_bytes, self._store, request.args))
@@ -245,6 +245,12 @@ class Engine:
                 request.command.name in READERS
                 and (self._reads.total() >= READS_MAX or self._reads[peer] >= READS_OF_PEER)
             )
+        )
+
+    def _is_blocked_by_fold(self, request: Request) -> bool:
+        """Whether it needs the store in one piece, or it known how large that is."""
+        return request.command.whole or (
+            request.command.writes and self._limits.may_refuse(self._store.size, request.size)
         )
 
     def _hold(self, peer: Peer, request: Request) -> None:
@@ -364,12 +370,12 @@ class Engine:
                 self._limits.check_items(items.keys(), items.values())
         if before is None:
             return
-        after = self._store.size
+        after, more = self._store.size, self._large.growth
         if after.bytes > before.bytes or after.keys > before.keys:
             what = f"a {request.command.name}"
             if "key" in request.args:
                 what += f" of key {shown(request.args['key'])}"
-            self._limits.check_growth(before, after, what)
+            self._limits.check_growth(before.plus(more), after.plus(more), what)
 
     def _refusal(self, why: str) -> PickleDBError:
         return self._saver.refusal(why, in_doubt=self._in_doubt)
