@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import pickledbd_protocol  # noqa: F401 - before orjson: see there
 from pickledbd_client.database import PickleDB
 from pickledbd_client.held import Held
 from pickledbd_client.watching import Change, Resync

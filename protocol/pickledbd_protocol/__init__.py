@@ -1,5 +1,13 @@
 """What server and client agree on: commands, codec, errors, lock file, value rules. No I/O."""
 
+# orjson imports these while it is loaded itself, and crashes (SIGSEGV) where Ctrl+C ends one of
+# these imports: so they are there before, for all who import this package first
+import dataclasses  # noqa: F401
+import datetime  # noqa: F401, ICN001
+import enum  # noqa: F401
+import json  # noqa: F401
+import uuid  # noqa: F401
+
 from pickledbd_protocol.codec import (
     GATHERED_MAX,
     Refused,

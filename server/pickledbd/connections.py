@@ -70,6 +70,11 @@ class Connection:
         """Whose it is: the same of all connections of a process, or of another machine."""
         return self.who.rpartition(":")[0] or self.who
 
+    @property
+    def is_of_process(self) -> bool:
+        """Whether that is a process, not a machine, nor some process of another container."""
+        return bool(self.fields.get("peer_pid"))
+
 
 class Connections:
     """Those of one ROUTER socket."""
@@ -248,13 +253,14 @@ class Connections:
     def hang_up(self, connection: Connection, why: str = "", *, ban: bool = False) -> None:
         """End a connection, which libzmq then notices by itself. `why` is logged, now and then.
 
-        `ban`: and have its process come again only after a while.
+        `ban`: and have its process come again only after a while, if that is known: a whole machine
+        is not kept out for one.
         """
         self.count()  # the descriptor may be another's by now
         if self._open.get(connection.descriptor) is not connection:
             return
         self._shut(connection)
-        if ban:
+        if ban and connection.is_of_process:
             self._banned[connection.origin] = time.monotonic() + BANNED_SECONDS
             why += f"; it is kept out for {BANNED_SECONDS:g} s"
         if why:

@@ -24,7 +24,7 @@ from pickledbd.about import About
 from pickledbd.batches import Batch, Batches
 from pickledbd.clock import now_ms
 from pickledbd.disk import DiskError
-from pickledbd.handlers import HANDLERS, READERS, carry_out
+from pickledbd.handlers import HANDLERS, READERS, TELLING, carry_out, told_bytes
 from pickledbd.journal import Journal
 from pickledbd.large import Large
 from pickledbd.parking import WAITING, Parking
@@ -131,6 +131,7 @@ class Engine:
         self._reads: Counter[Peer] = Counter()  # of them those with the whole content
         self._begun = 0.0  # when what the loop is held by was begun
         self._pace: Callable[[Peer], Pause | None] = lambda _peer: None
+        self._has_room: Callable[[Callable[[], int]], bool] = lambda _size: True
         self._tell_alive = 0.0
         self._freeing = False
         self._tick_at = 0.0
@@ -138,9 +139,14 @@ class Engine:
         self._readers: set[Peer] = set()  # who may only read
         self._gathering: set[Peer] = set()  # who have asked for several things in one message
 
-    def paced_by(self, pace: Callable[[Peer], Pause | None]) -> None:
-        """`pace`: what to wait for, if anything, before a peer is given more of a long answer."""
-        self._pace = pace
+    def paced_by(
+        self, pace: Callable[[Peer], Pause | None], has_room: Callable[[Callable[[], int]], bool]
+    ) -> None:
+        """`pace`: what to wait for, if anything, before a peer is given more of a long answer.
+
+        `has_room`: whether a reply of so many bytes may be made, for all that others leave unread.
+        """
+        self._pace, self._has_room = pace, has_room
 
     @property
     def waits_for_disk(self) -> bool:
@@ -230,11 +236,21 @@ class Engine:
         """Whether a task has to come to its end, or further, before it can be applied."""
         return (
             peer in self._applying
-            or (self._store.folding and request.command.whole)
+            or (self._store.folding and self._is_blocked_by_fold(request))
+            or (
+                request.command.name in TELLING
+                and not self._has_room(partial(told_bytes, self._store, request.args))
+            )
             or (
                 request.command.name in READERS
                 and (self._reads.total() >= READS_MAX or self._reads[peer] >= READS_OF_PEER)
             )
+        )
+
+    def _is_blocked_by_fold(self, request: Request) -> bool:
+        """Whether it needs the store in one piece, or it known how large that is."""
+        return request.command.whole or (
+            request.command.writes and self._limits.may_refuse(self._store.size, request.size)
         )
 
     def _hold(self, peer: Peer, request: Request) -> None:
@@ -354,12 +370,12 @@ class Engine:
                 self._limits.check_items(items.keys(), items.values())
         if before is None:
             return
-        after = self._store.size
+        after, more = self._store.size, self._large.growth
         if after.bytes > before.bytes or after.keys > before.keys:
             what = f"a {request.command.name}"
             if "key" in request.args:
                 what += f" of key {shown(request.args['key'])}"
-            self._limits.check_growth(before, after, what)
+            self._limits.check_growth(before.plus(more), after.plus(more), what)
 
     def _refusal(self, why: str) -> PickleDBError:
         return self._saver.refusal(why, in_doubt=self._in_doubt)
@@ -536,6 +552,11 @@ class Engine:
         ]
 
     @property
+    def holds(self) -> bool:
+        """Whether there is something that `tick` may take up when replies were read."""
+        return bool(self._held)
+
+    @property
     def keys(self) -> int:
         """How many keys there are."""
         return len(self._store)
@@ -567,7 +588,9 @@ class Engine:
         """
         self._tasks.finish(progress)
         while self._held:
-            self._admit_held()
+            if not self._admit_held():
+                time.sleep(TAKEN_IN_SECONDS)  # until `progress` has somebody read, or leave
+            progress()
             self._tasks.finish(progress)
         return self._saver.save_now(progress) if self._saver.unsaved else None
 

@@ -74,7 +74,8 @@ class Guard:
         self._sent = sent
         self.due = 0.0
         """When to `look`, by time.monotonic()."""
-        self._floor = math.inf  # of what is not explained
+        self._resident = self._unexplained = math.inf  # at the last look
+        self._grown = 0.0
         self._epoll: select.epoll | None = None  # while memory grows
         self._watched: dict[int, Connection] = {}
         self._hits: Counter[Connection] = Counter()
@@ -115,17 +116,19 @@ class Guard:
             _trim()
         resident = int(os.pread(self._statm, 100, 0).split()[1]) * _PAGE
         unexplained = resident - self._explained()
-        self._floor = min(self._floor, unexplained)
-        grown = unexplained - self._floor
-        if grown < STRANGE_BYTES:
-            if self._epoll is not None:
-                self._relax()
-        else:
-            self._suspect(unexplained, grown)
+        # What was stored and is not any more explains nothing, and may still be resident; but then
+        # the process has not grown by it
+        more = min(unexplained - self._unexplained, resident - self._resident)
+        self._unexplained, self._resident = unexplained, resident
+        self._grown = max(0.0, self._grown + more)
+        if self._grown >= STRANGE_BYTES:
+            self._suspect()
+        elif self._epoll is not None:
+            self._relax()
         self._large.clear()
         self.looks += 1
 
-    def _suspect(self, unexplained: float, grown: float) -> None:
+    def _suspect(self) -> None:
         self._watch()
         suspects = [each for each, hits in self._hits.items() if hits >= HITS]
         heavy = list(self._large)
@@ -134,12 +137,12 @@ class Guard:
         else:
             self._strange_looks += 1
             if self._strange_looks >= PATIENCE:
-                self._floor = unexplained
+                self._grown = 0.0
                 self._relax()
             return
         allowed = SPARE_BYTES
         allowed += self._request_bytes * (len(suspects) + LARGE_MAX * len(heavy))
-        if grown <= allowed:
+        if self._grown <= allowed:
             return
         if suspects:
             culprit = max(suspects, key=lambda each: self._hits[each])
@@ -147,11 +150,11 @@ class Guard:
         else:
             culprit = max(heavy, key=lambda each: self._large[each])
             why = "sends large messages faster than they can be taken in"
-        why += f", by which the daemon's memory grew by {grown / 2**20:.0f} MiB"
+        why += f", by which the daemon's memory grew by {self._grown / 2**20:.0f} MiB"
         self._connections.hang_up(culprit, why, ban=True)
         self._hits.pop(culprit, None)
         self._large.pop(culprit, None)
-        self._floor = unexplained
+        self._grown = 0.0
         self._trim_at = time.monotonic() + TRIM_SECONDS
 
     def _watch(self) -> None:

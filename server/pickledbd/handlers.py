@@ -258,6 +258,16 @@ HANDLERS: dict[str, Callable[[Store, Args], bytes]] = {
 }
 
 
+TELLING = {"get", "get_versioned", "get_many", "pop", "setdefault"}
+"""Commands whose answers are as large as the values of the keys that they name."""
+
+
+def told_bytes(store: Store, args: Args) -> int:
+    """How large such an answer is, about."""
+    values = store.get_many([args["key"]] if "key" in args else args["keys"])
+    return sum(len(value) for value in values if value is not None)
+
+
 def all_(content: Iterable[Piece], args: Args, _sequence: int) -> Iterator[bytes]:
     texts = ((orjson.dumps(list(keys))[1:-1],) for keys, _, _ in _some(content, args))
     return _in_parts(b'{"keys":[%b]}', texts)

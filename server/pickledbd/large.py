@@ -17,7 +17,7 @@ from pickledbd.limits import Limits
 from pickledbd.reaping import Reaper
 from pickledbd.retries import Retries, answer_to
 from pickledbd.saver import Gate, Saver
-from pickledbd.store import Store
+from pickledbd.store import Size, Store
 from pickledbd.tasks import Task
 from pickledbd_protocol import Request
 
@@ -43,6 +43,8 @@ class Large:
         self._reaper = reaper
         self._gate = gate
         self._limits = limits
+        self.growth = Size(0, 0)
+        """What the batch that is being carried out will add: nobody else may take that."""
 
     def carry_out(
         self, request: Request, batch: Batch, answer: Callable[[bytes | Exception], None]
@@ -61,6 +63,7 @@ class Large:
                     known, adopted = b"{}", True
                 result = known
             finally:
+                self.growth = Size(0, 0)
                 self._gate.leave()
         except Exception as error:  # noqa: BLE001 - which is answered, and logged if it is a fault
             result = error
@@ -119,7 +122,10 @@ class Large:
             if after is None:
                 yield None
             else:
-                self._limits.check_growth(self._store.size, after, f"a {request.command.name}")
+                before = self._store.size
+                self._limits.check_growth(before, after, f"a {request.command.name}")
+                more = (max(0, new - old) for new, old in zip(after, before, strict=True))
+                self.growth = Size(*more)
 
     def _demand(self, request: Request) -> None:
         """LockLost if it names the token of a lock that is not held any more."""

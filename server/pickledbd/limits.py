@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pickledbd.store import Size
+from pickledbd.store import ENTRY_BYTES, Size
 from pickledbd_protocol import PickleDBError, TooLarge, Unavailable, WritesRefused, shown
 
 MIB = 2**20
@@ -99,6 +99,11 @@ class Limits:
                 f"{self.memory_bytes // MIB:,}; remove some, or start it with a larger "
                 "--max-memory"
             )
+
+    def may_refuse(self, size: Size, request_bytes: int) -> bool:
+        """Whether a request so large might be refused, where so much is there."""
+        more = Size(request_bytes, request_bytes * ENTRY_BYTES + request_bytes * CANONICAL_GROWTH)
+        return self.bounded and self.exceeded_by(size.plus(more)) is not None
 
     def exceeded_by(self, size: Size) -> str | None:
         """What was loaded is over a limit: the warning."""

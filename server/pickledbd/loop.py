@@ -143,7 +143,7 @@ class Loop:
             gone=self._connections.lost.append,
             hang_up=self._connections.hang_up_on,
         )
-        engine.paced_by(self._outbox.pace)
+        engine.paced_by(self._outbox.pace, self._outbox.has_room)
         self._admission = Admission(self._connections, self._listeners, limits)
         status.limits = replace(limits, clients=self._admission.clients)
         self._guard = Guard(
@@ -315,13 +315,14 @@ class Loop:
     def _see_to_connections(self, now: float) -> float:
         """Do what has become due for them; when to be called again at the latest."""
         connections, outbox = self._connections, self._outbox
+        again = bool(connections.lost or connections.uncounted or self._door.unanswered)
         if now >= outbox.due:
             outbox.flush(now)
+            again = again or self._engine.holds
         wake = min(outbox.due, self._intake.turn_out(now))
         if connections.made != self._made or self._admission.is_waiting:
             self._made = connections.made
             wake = min(wake, self._admission.look(now))
-        again = bool(connections.lost or connections.uncounted or self._door.unanswered)
         if self._inbox and self._intake.take_up(time.monotonic() + self._turn_seconds):
             outbox.deliver(self._engine.finish_turn())
             again = True

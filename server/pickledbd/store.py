@@ -56,6 +56,10 @@ class Size(NamedTuple):
     keys: int
     bytes: int
 
+    def plus(self, more: Size) -> Size:
+        """Both together."""
+        return Size(self.keys + more.keys, self.bytes + more.bytes)
+
 
 @dataclass(slots=True)
 class Change:
@@ -142,14 +146,15 @@ class Store:
 
     def sized_with(self, batch: Table, *, clear: bool) -> Iterator[Size | None]:
         """What all would take once `batch` is adopted, in the last of several steps."""
-        keys, held = (0, 0) if clear else (len(self._table), self._table.bytes)
-        for chunk in batch.chunks():
-            befores = self._table.get_many(chunk) if not clear else []
-            known = [(key, v) for key, v in zip(chunk, befores, strict=False) if v is not None]
+        keys, held = len(batch), batch.bytes
+        for chunk in batch.chunks() if not clear else ():
+            befores = self._table.get_many(chunk)
+            known = [(key, v) for key, v in zip(chunk, befores, strict=True) if v is not None]
             keys -= len(known)
             held -= sum(len(key) + len(value) for key, value in known)
             yield None
-        keys, held = keys + len(batch), held + batch.bytes
+        if not clear:  # with what others have added meanwhile
+            keys, held = keys + len(self._table), held + self._table.bytes
         yield Size(keys, held + ENTRY_BYTES * keys)
 
     def __contains__(self, key: str) -> bool:

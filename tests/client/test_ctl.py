@@ -208,6 +208,27 @@ def test_ctrl_c_ends_it(daemon):
     assert (process.returncode, err) == (130, b"")
 
 
+def test_ctrl_c_can_end_no_import_that_orjson_makes_while_it_is_loaded():
+    """It would crash."""
+    looks = """if True:
+        import sys
+        class Look:
+            begun = False
+            def find_spec(self, name, path=None, target=None):
+                self.begun = self.begun or name == "orjson.orjson"
+                if self.begun and not hasattr(sys.modules["orjson"], "dumps"):
+                    print(name)
+        sys.meta_path.insert(0, Look())
+        import {}
+    """
+    for package in ("pickledbd_client", "pickledbd.cli"):
+        command = [sys.executable, "-c", looks.format(package)]
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE, check=True
+        )
+        assert ended.stdout.split() == ["orjson.orjson"]
+
+
 @pytest.mark.parametrize(("answer", "left"), [("y\n", []), ("\n", ["a"]), ("no\n", ["a"])])
 def test_at_a_terminal_purge_asks_first(daemon, db, answer, left):
     db.set("a", 1)

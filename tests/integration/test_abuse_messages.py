@@ -11,6 +11,7 @@ import zmq
 
 from abusing import MORE, abuser, frame, request, shaken
 from bystander import Bystander, grown, resident
+from pickledbd_client import PickleDB
 from support import PATIENCE, Daemon, wait_until
 
 MIB = 2**20
@@ -94,6 +95,19 @@ def test_heavy_use_is_nobody_s_fault(daemon):
         assert info["clients"] == 7
 
 
+def test_what_is_not_stored_any_more_is_nobody_s_fault(location):
+    """It is resident for a while, but memory has not grown by it."""
+    daemon = Daemon(location, "--max-request", 4)
+    with contextlib.closing(daemon.client()) as db:
+        for n in range(40):
+            db.set_many({f"{n} {m}": "x" * 500 for m in range(5000)})
+        db.purge()
+        for n in range(30):
+            db.set("k", "y" * (2 * MIB + n))
+        assert db.info()["hung_up"] == 0
+    daemon.stop()
+
+
 def test_messages_of_very_many_frames_are_not_taken_one_by_one(daemon):
     with Bystander(daemon) as bystander:
         bystander.works(1.0)
@@ -104,6 +118,20 @@ def test_messages_of_very_many_frames_are_not_taken_one_by_one(daemon):
         bystander.was_hardly_disturbed()
         assert grown(daemon, before) < 2 * SPARE_MIB
     assert f"pid {pid}, who sent a message of over 16 frames" in daemon.stop()
+
+
+def test_nobody_else_of_the_same_machine_is_kept_out(location):
+    """By tcp it is not known which process it was."""
+    daemon = Daemon(location, "--bind", "tcp://127.0.0.1:*")
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        dealer.linger = 0
+        dealer.connect(daemon.endpoint)
+        dealer.send_multipart([b"x"] * 20)
+        with contextlib.closing(PickleDB(daemon.endpoint)) as db:
+            wait_until(lambda: db.info()["hung_up"], "the daemon to hang up")
+        with contextlib.closing(PickleDB(daemon.endpoint, timeout=5)) as another:
+            assert another.ping()
+    assert "over 16 frames" in daemon.stop()
 
 
 def test_a_client_with_100_000_requests_in_flight_is_one_of_many(daemon):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -97,8 +98,34 @@ def test_all_together_leave_unread_four_times_that(location):
             for number in range(4):
                 peer.sendall(frame(request(number, "get", key="large")))
         wait_until(lambda: db.info()["hung_up"] >= 1, "one to be hung up on")
-        assert db.info()["unread_bytes"] <= 64 * MIB
+        assert 0 < db.info()["unread_bytes"] <= 64 * MIB
     assert "most of all clients" in daemon.stop()
+
+
+def test_large_replies_are_made_as_there_is_room_for_them(location):
+    """One to each of many is bounded too: who reads gets it, in the end."""
+    daemon = Daemon(location, "--max-unread", 16)
+    with daemon.client() as db, contextlib.ExitStack() as stack:
+        db.set("large", "x" * 6 * MIB)
+        before = resident(daemon)
+        for _ in range(30):
+            peer = stack.enter_context(shaken(path_of(daemon)))
+            peer.sendall(frame(request(1, "get", key="large")))
+        wait_until(lambda: db.info()["unread_bytes"] > 0, "some of it")
+        assert db.info()["unread_bytes"] <= 64 * MIB
+        assert grown(daemon, before) < 100
+        assert len(db.get("large")) == 6 * MIB
+    assert "most of all clients" in daemon.stop()
+
+
+def test_those_who_read_wait_for_each_other_at_most(location):
+    daemon = Daemon(location, "--max-unread", 16)
+    with daemon.client(cache_bytes=0) as db, ThreadPoolExecutor(16) as threads:
+        db.set("large", "x" * 6 * MIB)
+        for length in threads.map(lambda _: len(db.get("large")), range(100)):
+            assert length == 6 * MIB
+        assert db.info()["hung_up"] == 0
+    daemon.stop()
 
 
 def test_many_large_replies_to_one_message_come_as_fast_as_they_are_read(location):
@@ -144,9 +171,13 @@ def test_what_is_asked_meanwhile_waits_and_is_answered_in_order(filled, db):
     assert db.info()["hung_up"] == 0
 
 
-def test_a_daemon_that_is_stopped_does_not_wait_for_who_reads_nothing(filled):
+@pytest.mark.parametrize("asked", ["a dump", "many large replies"])
+def test_a_daemon_that_is_stopped_does_not_wait_for_who_reads_nothing(filled, asked):
+    body = request(1, "dump")
+    if asked != "a dump":
+        body = b"[%b]" % b",".join(request(number, "get", key="large") for number in range(100))
     with shaken(path_of(filled)) as peer:
-        peer.sendall(frame(request(1, "dump")))
+        peer.sendall(frame(body))
         with PickleDB(filled.endpoint) as db:
             assert db.ping()
         begun = time.monotonic()

@@ -119,6 +119,34 @@ def test_no_memory_is_taken_beyond_the_limit(wire):
     assert wired.ask("set_many", items=many(LARGE + 1)) == {}
 
 
+def test_what_a_large_batch_will_add_nobody_else_takes(wire):
+    """It is judged before it is in the journal, which takes some steps."""
+    wired = wire("--max-keys", str(2 * LARGE + 30))
+    number = wired.receive("set_many", {"items": many(2 * LARGE)}, peer=b"other", client="other")
+    wired.replies += wired.engine.finish_turn()
+    asked = []
+    while wired.tasks:
+        wired.tasks.run(0)
+        asked.append(wired.receive("incr", {"key": f"more {len(asked)}"}))
+        wired.replies += wired.engine.finish_turn()
+    answers = {reply["id"]: reply for _, reply in wired.turn()}
+    assert len(content(wired)) <= 2 * LARGE + 30
+    codes = [answers[each].get("error", {}).get("code") for each in asked]
+    assert "writes_refused" in (*codes, answers[number].get("error", {}).get("code"))
+
+
+def test_nothing_is_refused_since_a_large_batch_is_there_twice_for_a_moment(wire):
+    wired = wire("--max-keys", str(3 * LARGE))
+    wired.ask("set_many", items=many(2 * LARGE))
+    wired.receive("set_many", {"items": many(2 * LARGE)}, peer=b"other", client="other")
+    wired.replies += wired.engine.finish_turn()
+    while not wired.engine._store.folding:
+        wired.tasks.run(0)
+    number = wired.receive("set", {"key": "new", "value": 1})
+    answers = {reply["id"]: reply for _, reply in wired.turn()}
+    assert "error" not in answers[number]
+
+
 def test_a_file_beyond_the_limits_is_served_and_nothing_is_added(location):
     location.write_text(json.dumps(many(100)))
     daemon = Daemon(location, "--max-keys", 10)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from abusing import frame, shaken
 from pickledbd import outbox
 from pickledbd.inbox import MESSAGE_BYTES, Inbox
-from pickledbd.outbox import ROOM_BYTES, Outbox
+from pickledbd.outbox import ROOM_BYTES, WINDOW_BYTES, Outbox
 from pickledbd.status import Status
 from support import PATIENCE, wait_until
 
@@ -105,7 +105,7 @@ def test_who_leaves_too_much_is_hung_up_on_and_nothing_is_kept_for_it(post):
     other, other_peer = post.peer()
     for _ in range(100):
         post.outbox.deliver([(peer, bytes(100 * KIB))])
-        assert post.outbox.bytes <= 2 * ROOM_BYTES + 100 * KIB
+        assert post.outbox.bytes <= WINDOW_BYTES + 2 * ROOM_BYTES + 200 * KIB
     assert list(post.hung_up) == [peer]
     assert "2,097,152 bytes" in post.hung_up[peer]
     assert post.outbox.bytes == 0
@@ -142,6 +142,7 @@ def test_of_all_the_one_that_leaves_most_has_to_go(post):
 
 def test_who_takes_nothing_for_long_is_hung_up_on(post, monkeypatch):
     monkeypatch.setattr(outbox, "STALLED_SECONDS", 0.3)
+    monkeypatch.setattr(outbox, "SLOW_BYTES", 2**30)
     post = post(100 * ROOM_BYTES)
     stalled, stalled_peer = post.peer()
     slow, slow_peer = post.peer()
