@@ -206,7 +206,7 @@ def test_what_cannot_be_a_backup_is_refused(on, tmp_path):
 def test_a_backup_that_is_killed_leaves_nothing_at_its_place(daemon, db, tmp_path):
     db.set_many({f"k{n}": "x" * 100 for n in range(50_000)}, ttl=HOUR)
     copy = tmp_path / "copy.db"
-    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         process = subprocess.Popen(
             [*CTL, "-e", daemon.endpoint, "backup", copy], stderr=subprocess.PIPE, text=True
         )
