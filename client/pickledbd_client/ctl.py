@@ -35,10 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdin", "stdout", "stderr"):  # closed by who ran this: nothing to read or say
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - until the end
-    # What was begun is tidied up then too: files that are not whole, locks
-    for ends in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(ends) is signal.SIG_DFL:
-            signal.signal(ends, lambda number, _frame: sys.exit(128 + number))
+    _tidy_up_at_its_end()
     try:
         status: int
         if not options.opens:
@@ -63,6 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"pickledbctl: interrupted; {stop}", file=sys.stderr)
         return INTERRUPTED
     return status
+
+
+def _tidy_up_at_its_end() -> None:
+    """Have what was begun undone by signals too: files that are not whole, locks."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -131,7 +131,8 @@ def _refuse_served(path: Path) -> None:
     if "pid" in told:
         raise InvalidValue(
             f"{path} is a daemon's database, whose file lacks what was not saved; nothing was "
-            f"changed. All of it: pickledbctl -f {shlex.quote(str(path))} export | pickledbctl import"
+            "changed. All of it goes by: "
+            f"pickledbctl -f {shlex.quote(str(path))} export | pickledbctl import"
         )
 
 
