@@ -75,7 +75,7 @@ def _watch(db: RawPickleDB, options: argparse.Namespace) -> int:
                     if options.json:
                         text = orjson.dumps(told | {"rates": rates}).decode()
                     elif live:
-                        title = f"{clock}  pid {told['pid']}, {again.location}  (Ctrl+C ends it)"
+                        title = f"{clock}  (Ctrl+C ends it)  pid {told['pid']}, {again.location}"
                         text = _view(title, told, rates)
                     else:
                         text = f"{clock}  {_line(told, rates)}"
