@@ -28,8 +28,12 @@ from pickledbd_protocol.data_file import (
     NotThisLayoutError,
     blocks,
 )
+from pickledbd_protocol.values import TEXT_MAX
 
 FORMATS = ("json", "jsonl")
+
+LINE_MAX = TEXT_MAX
+"""Bytes of a line: no value may be larger. What is no text at all may have no line's end."""
 
 _LINES = (".jsonl", ".ndjson")
 _BLOCK = 2**16
@@ -78,10 +82,12 @@ WRITERS: dict[str, Callable[[Iterable[Part]], Iterator[bytes]]] = {
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[Entry]:
     """The entries of a file in the format `jsonl`. InvalidValue names the line at fault."""
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(lambda: file.readline(LINE_MAX + 1), b""), 1):
         if line.isspace():
             continue
         try:
+            if len(line) > LINE_MAX:
+                raise InvalidValue(f"it is over {LINE_MAX:,} bytes")
             yield _entry_of_line(line)
         except orjson.JSONDecodeError as error:
             reason = _why(line, f"{error.msg} at column {error.colno}")
