@@ -7,6 +7,7 @@ stderr is no terminal nothing is told without being asked for.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -72,7 +73,9 @@ class Progress:
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # nobody reads it
-            sys.stderr.write(f"{_CLEAR}{text}" if self._terminal else f"{text}\n")
+            # A longer line than the terminal's could not be cleared
+            line = f"{_CLEAR}{text[: _columns() - 1]}" if self._terminal else f"{text}\n"
+            sys.stderr.write(line)
             sys.stderr.flush()
 
     def __enter__(self) -> Self:
@@ -92,6 +95,11 @@ class Progress:
             spent = time.monotonic() - self._started
             with contextlib.suppress(OSError):
                 sys.stderr.write(f"{self._done} {self.count:,} keys in {_time(spent)}\n")
+
+
+def _columns() -> int:
+    """How wide the terminal is; some do not tell."""
+    return os.get_terminal_size(sys.stderr.fileno()).columns or 80
 
 
 def _time(seconds: float) -> str:

@@ -100,8 +100,8 @@ def test_at_a_terminal_the_view_is_drawn_anew(daemon, db):
 @pytest.mark.parametrize(("rows", "columns"), [(24, 80), (10, 30), (200, 500)])
 def test_the_view_fits_into_the_terminal_and_begins_with_what_matters(db, daemon, rows, columns):
     db.set("k", 1)
-    size = {"LINES": str(rows), "COLUMNS": str(columns)}
-    terminal = Terminal("-e", daemon.endpoint, "info", "--watch", "0.05", env=size)
+    where = ("-e", daemon.endpoint)
+    terminal = Terminal(*where, "info", "--watch", "0.05", size=(rows, columns))
     try:
         for _ in range(3):
             view = terminal.until("\x1b[H\x1b[J")

@@ -521,6 +521,16 @@ def test_at_a_terminal_progress_is_one_line_with_rate_and_time_left(daemon, db, 
     terminal.close()
 
 
+def test_in_a_narrow_terminal_it_is_one_line_too(daemon, tmp_path):
+    (tmp_path / "big.jsonl").write_text(lines(many(80_000)))
+    terminal = Terminal("-e", daemon.endpoint, "import", tmp_path / "big.jsonl", size=(24, 20))
+    status, shown = terminal.end()
+    terminal.close()
+    drawn = shown.split("\r\x1b[K")
+    assert (status, len(drawn) > 2) == (0, True)
+    assert max(map(len, drawn[:-1])) < 20
+
+
 def test_ctrl_c_says_what_has_become_of_it(daemon, db):
     db.db = {"old": 1}
     process = begin(daemon, "--replace", stdin=subprocess.PIPE)
