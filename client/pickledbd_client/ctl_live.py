@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
 import sys
 import time
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import orjson
 
 from pickledbd_client.ctl_commands import DONE, write
+from pickledbd_client.progress import size_of
 from pickledbd_client.raw import RawPickleDB
 from pickledbd_protocol import RequestTimeout, Unavailable
 
@@ -114,7 +114,7 @@ def _numbers(told: dict[str, Any]) -> dict[str, float]:
 
 def _view(title: str, told: dict[str, Any], rates: dict[str, float]) -> str:
     """All of it that the terminal has room for, what matters first."""
-    columns, rows = shutil.get_terminal_size()
+    columns, rows = size_of(sys.stdout)
     first = {name: value for name, value in told.items() if name not in _LEAST}
     lines = [title, "", *_lines(first | told, rates)]
     return "\n".join(line[:columns] for line in lines[: rows - 1])

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 _TERMINAL_SECONDS = 0.1
 _LINE_SECONDS = 1.0
@@ -74,7 +74,11 @@ class Progress:
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # nobody reads it
             # A longer line than the terminal's could not be cleared
-            line = f"{_CLEAR}{text[: _columns() - 1]}" if self._terminal else f"{text}\n"
+            if self._terminal:
+                columns, _ = size_of(sys.stderr)
+                line = f"{_CLEAR}{text[: columns - 1]}"
+            else:
+                line = f"{text}\n"
             sys.stderr.write(line)
             sys.stderr.flush()
 
@@ -97,9 +101,10 @@ class Progress:
                 sys.stderr.write(f"{self._done} {self.count:,} keys in {_time(spent)}\n")
 
 
-def _columns() -> int:
-    """How wide the terminal is; some do not tell."""
-    return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+def size_of(terminal: TextIO) -> tuple[int, int]:
+    """Columns and rows as they are now, whatever the environment says; some do not tell."""
+    columns, rows = os.get_terminal_size(terminal.fileno())
+    return columns or 80, rows or 24
 
 
 def _time(seconds: float) -> str:
