@@ -7,6 +7,7 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 
 from support import PATIENCE
@@ -38,8 +39,9 @@ os.execvp(sys.argv[1], sys.argv[1:])
 class Terminal:
     """A pickledbctl, or another `program`, whose input and outputs are a terminal."""
 
-    def __init__(self, *args, program=tuple(CTL), env=None):
+    def __init__(self, *args, program=tuple(CTL), env=None, size=(0, 0)):
         self.ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, size)
         self.process = subprocess.Popen(
             # In a session of its own, whose terminal it makes this by opening it
             [sys.executable, "-c", _RUN, *program, *map(str, args)],

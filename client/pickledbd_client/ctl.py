@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pickledbd_client.ctl_commands import DONE, FAILED, metrics
+from pickledbd_client.ctl_commands import DONE, FAILED, metrics, reason
 from pickledbd_client.ctl_parser import whole
 from pickledbd_client.ctl_shell import shell
 from pickledbd_client.ctl_table import add_all
@@ -35,9 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdin", "stdout", "stderr"):  # closed by who ran this: nothing to read or say
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - until the end
-    # What was begun is tidied up then too: files that are not whole, locks
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    _tidy_up_at_its_end()
     try:
         status: int
         if not options.opens:
@@ -55,13 +53,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return DONE  # whoever read the output has had enough
-        print(f"pickledbctl: {error}", file=sys.stderr)
+        print(f"pickledbctl: {reason(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt as stop:
         if stop.args:
             print(f"pickledbctl: interrupted; {stop}", file=sys.stderr)
         return INTERRUPTED
     return status
+
+
+def _tidy_up_at_its_end() -> None:
+    """Have what was begun undone by signals too: files that are not whole, locks."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
 
 
 def parser() -> argparse.ArgumentParser:

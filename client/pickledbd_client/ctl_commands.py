@@ -23,6 +23,7 @@ from pickledbd_client.raw import RawPickleDB
 from pickledbd_client.watching import Resync
 from pickledbd_protocol import (
     InvalidValue,
+    PickleDBError,
     RequestTimeout,
     check_integers,
     encode_value,
@@ -319,6 +320,13 @@ def _value(key: str, typed: str) -> Any:
 def _json(value: Any) -> orjson.Fragment:
     """A value as it is on the wire, bytes too."""
     return orjson.Fragment(encode_value("", value))
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in words: the system's errors have a number in theirs."""
+    if isinstance(error, PickleDBError) or not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename or 'standard input or output'}: {error.strerror}"
 
 
 def write_line(told: Any) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pickledbd_client.calls import Some
-from pickledbd_client.ctl_commands import DONE, FAILED, USAGE
+from pickledbd_client.ctl_commands import DONE, FAILED, USAGE, reason
 from pickledbd_client.ctl_parser import CommandParser, Commands, HelpShown, UsageError, of_lines
 from pickledbd_client.ctl_table import add_all
 from pickledbd_client.raw import RawPickleDB
@@ -69,7 +69,7 @@ def _carry_out(db: RawPickleDB, line: str, commands: Commands) -> int:
     except (PickleDBError, OSError) as error:
         if isinstance(error, BrokenPipeError) and not isinstance(error, PickleDBError):
             raise  # nobody reads what is written
-        print(f"pickledbctl: {error}", file=sys.stderr)
+        print(f"pickledbctl: {reason(error)}", file=sys.stderr)
         status = FAILED
     return status
 

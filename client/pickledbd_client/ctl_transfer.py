@@ -18,7 +18,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -29,7 +29,15 @@ from pickledbd_client.formats import READERS, WRITERS, format_of
 from pickledbd_client.outfile import writing
 from pickledbd_client.progress import Progress
 from pickledbd_client.raw import Entry, Part, RawPickleDB, Request
-from pickledbd_protocol import InvalidValue, PickleDBError, RequestTimeout, TooLarge, shown
+from pickledbd_protocol import (
+    LOCK_SUFFIX,
+    InvalidValue,
+    PickleDBError,
+    RequestTimeout,
+    TooLarge,
+    owner_told,
+    shown,
+)
 
 CHUNK_ENTRIES = 1000
 """Entries that are applied in one go, for which everybody else waits."""
@@ -89,6 +97,7 @@ def import_(db: RawPickleDB, options: argparse.Namespace) -> int:
         source: BinaryIO = sys.stdin.buffer
         path = None if options.file == "-" else options.file
         if path is not None:
+            _refuse_served(Path(path))
             source = stack.enter_context(Path(path).open("rb"))
         name = path or "standard input"
         status = os.fstat(source.fileno())
@@ -111,6 +120,20 @@ def import_(db: RawPickleDB, options: argparse.Namespace) -> int:
         else:
             _import_at_once(db, entries, name, progress, replace=options.replace)
     return DONE
+
+
+def _refuse_served(path: Path) -> None:
+    """InvalidValue if a daemon has this file: it holds what was saved, and not what is so."""
+    path = Path(os.path.realpath(path))
+    told: dict[str, Any] = {}
+    with contextlib.suppress(OSError):
+        told = owner_told(path.with_name(path.name + LOCK_SUFFIX).read_bytes())
+    if "pid" in told:
+        raise InvalidValue(
+            f"{path} is a daemon's database, whose file lacks what was not saved; nothing was "
+            "changed. All of it goes by: "
+            f"pickledbctl -f {shlex.quote(str(path))} export | pickledbctl import"
+        )
 
 
 def _import_at_once(

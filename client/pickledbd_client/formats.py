@@ -28,11 +28,16 @@ from pickledbd_protocol.data_file import (
     NotThisLayoutError,
     blocks,
 )
+from pickledbd_protocol.values import TEXT_MAX
 
 FORMATS = ("json", "jsonl")
 
+LINE_MAX = TEXT_MAX
+"""Bytes of a line: no value may be larger. What is no text at all may have no line's end."""
+
 _LINES = (".jsonl", ".ndjson")
 _BLOCK = 2**16
+_GZIP = b"\x1f\x8b"
 _MEMBERS = {"key", "value", "ttl"}
 
 _Texts = tuple[Iterable[bytes], Iterable[bytes]]
@@ -77,14 +82,16 @@ WRITERS: dict[str, Callable[[Iterable[Part]], Iterator[bytes]]] = {
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[Entry]:
     """The entries of a file in the format `jsonl`. InvalidValue names the line at fault."""
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(lambda: file.readline(LINE_MAX + 1), b""), 1):
         if line.isspace():
             continue
         try:
+            if len(line) > LINE_MAX:
+                raise InvalidValue(f"it is over {LINE_MAX:,} bytes")
             yield _entry_of_line(line)
         except orjson.JSONDecodeError as error:
-            reason = f"it is not JSON: {error.msg} at column {error.colno}"
-            raise InvalidValue(f"line {number:,} of {name}: {reason}") from None
+            reason = _why(line, f"{error.msg} at column {error.colno}")
+            raise InvalidValue(f"line {number:,} of {name}: it {reason}") from None
         except InvalidValue as error:
             raise InvalidValue(f"line {number:,} of {name}: {error}") from None
 
@@ -144,10 +151,21 @@ def _whole(text: bytes, name: str) -> dict[str, Any]:
         if error.msg.startswith("unexpected content after"):
             hint = "; JSON lines, an object a line, are --format jsonl"
         place = f"line {error.lineno:,}, column {error.colno:,}"
-        raise InvalidValue(f"{name} is not JSON: {error.msg} in {place}{hint}") from None
+        raise InvalidValue(f"{name} {_why(text, f'{error.msg} in {place}')}{hint}") from None
     if type(found) is not dict:
         raise InvalidValue(f"{name} holds a JSON {type(found).__name__}, not an object of all keys")
     return found
+
+
+def _why(text: bytes, found: str) -> str:
+    """Why it cannot be read. What orjson `found` is of no help where it is no text at all."""
+    if text.startswith(_GZIP):
+        return "is compressed; gzip -dc FILE | pickledbctl import reads it"
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return f"is not UTF-8: {error.reason} at byte {error.start + 1:,}"
+    return f"is not JSON: {found}"
 
 
 def _entries_of(found: dict[str, Any], text: bytes, name: str) -> Iterator[Entry]:

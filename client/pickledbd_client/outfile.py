@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from pickledbd_protocol import LOCK_SUFFIX, PickleDBError, SaveFailed
+
+_OWN = re.compile(r"(.+)\.(?:lock|counters|journal\.\d+|annex-[0-9a-f]+)", re.DOTALL)
+"""What a daemon calls its files: after that whose they are."""
 
 
 @contextlib.contextmanager
@@ -23,7 +27,7 @@ def writing(target: str, *, force: bool = True) -> Iterator[BinaryIO]:
 
     Else what was there is as it was. What is no regular file, as a device or a pipe, is written to
     as it is. `force` False: SaveFailed if there is a file; and so it is where something fails, or
-    where a daemon's database is.
+    where a daemon's database is, or a file of one's.
     """
     path = Path(target)
     with _telling(target):
@@ -77,12 +81,15 @@ def _put_new(temporary: Path, path: Path) -> None:
 
 
 def _refuse_database(path: Path) -> None:
-    """SaveFailed if a daemon has its files beside it, to which another content would not fit."""
-    beside = path.with_name(path.name + LOCK_SUFFIX)
-    journals = sorted(path.parent.glob(f"{_escaped(path.name)}.journal.*"))
+    """SaveFailed if it is one that a daemon has its files beside, or is one of these files."""
+    own = _OWN.fullmatch(path.name)
+    name = own[1] if own else path.name
+    beside = path.with_name(name + LOCK_SUFFIX)
+    journals = sorted(path.parent.glob(f"{_escaped(name)}.journal.*"))
     for found in [*([beside] if beside.exists() else []), *journals]:
+        what = "is of" if own else "is"
         raise SaveFailed(
-            f"{path} is a daemon's database ({found.name} is beside it) and was not touched; "
+            f"{path} {what} a daemon's database ({found.name} is there) and was not touched; "
             "name another file"
         )
 

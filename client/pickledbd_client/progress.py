@@ -7,11 +7,12 @@ stderr is no terminal nothing is told without being asked for.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 _TERMINAL_SECONDS = 0.1
 _LINE_SECONDS = 1.0
@@ -72,7 +73,13 @@ class Progress:
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # nobody reads it
-            sys.stderr.write(f"{_CLEAR}{text}" if self._terminal else f"{text}\n")
+            # A longer line than the terminal's could not be cleared
+            if self._terminal:
+                columns, _ = size_of(sys.stderr)
+                line = f"{_CLEAR}{text[: columns - 1]}"
+            else:
+                line = f"{text}\n"
+            sys.stderr.write(line)
             sys.stderr.flush()
 
     def __enter__(self) -> Self:
@@ -92,6 +99,12 @@ class Progress:
             spent = time.monotonic() - self._started
             with contextlib.suppress(OSError):
                 sys.stderr.write(f"{self._done} {self.count:,} keys in {_time(spent)}\n")
+
+
+def size_of(terminal: TextIO) -> tuple[int, int]:
+    """Columns and rows as they are now, whatever the environment says; some do not tell."""
+    columns, rows = os.get_terminal_size(terminal.fileno())
+    return columns or 80, rows or 24
 
 
 def _time(seconds: float) -> str:

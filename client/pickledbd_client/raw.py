@@ -50,7 +50,7 @@ class Request:
         self._tail = b"" if token is None else b',"token":%d' % token
         self._parts: list[bytes] = []
         self._texts: list[bytes] = []
-        self._ttls: list[bytes] = []
+        self._ttls: dict[bytes, int] = {}
         self._size = 0
 
     def add(self, entry: Entry) -> None:
@@ -62,7 +62,9 @@ class Request:
         if self._size and self._size + size > (PART_BYTES if self._parts else WHOLE_BYTES):
             self._close()
         if entry.ttl_ms is not None:
-            self._ttls.append(b"%b:%d" % (entry.key, entry.ttl_ms))
+            self._ttls[entry.key] = entry.ttl_ms
+        elif self._ttls:
+            self._ttls.pop(entry.key, None)
         self._texts.append(text)
         self._size += size
         self.bytes += size
@@ -75,9 +77,10 @@ class Request:
         return self._parts
 
     def _close(self) -> None:
-        ttls = b',"ttls":{%b}' % b",".join(self._ttls) if self._ttls else b""
+        each = [b"%b:%d" % ttl for ttl in self._ttls.items()]
+        ttls = b',"ttls":{%b}' % b",".join(each) if each else b""
         self._parts.append(b'{"items":{%b}%b%b}' % (b",".join(self._texts), ttls, self._tail))
-        self._texts, self._ttls, self._size = [], [], 0
+        self._texts, self._ttls, self._size = [], {}, 0
         self.bytes += _PART_MORE
 
 

@@ -58,6 +58,8 @@ class Batch:
         self.is_large = False
         self.expires = 0.0
         self.bytes = 0
+        self.count = 0
+        """Items of all messages so far."""
         self.wheel: Wheel[str] = Wheel()
         """Those of them that expire, if they are to be the whole content."""
         self._is_all = False
@@ -74,6 +76,7 @@ class Batch:
     def add(self, request: Request) -> None:
         """Have the items of a further message."""
         items = request.args["items"]
+        self.count += len(items)
         if self._error is None:
             self.bytes += request.size
         self._is_all = request.command.name == "replace"

@@ -399,7 +399,7 @@ class Engine:
             except DiskError as error:
                 turn = self._done_again(error)
             self._begun = time.monotonic()
-            self._slow.journal(self._begun - began)
+            self._slow.own("journal", self._begun - began)
             soon = 0.0 if self._saver.refusing else self._begun + TICK_SECONDS
             self._tick_at = min(self._tick_at, soon)
         if self._store.logged():
@@ -436,7 +436,7 @@ class Engine:
             self._tasks.add(self._read(peer, request, view, parts))
         for peer, request, batch in turn.large:
             self._waits(peer, request)
-            answer = partial(self._applied, peer, request)
+            answer = partial(self._applied, peer, request, batch.count)
             self._tasks.add(self._large.carry_out(request, batch, answer))
         self._begin_saves(turn.saves)
 
@@ -661,16 +661,16 @@ class Engine:
         self._waiting.tie((peer, request.id), peer)
         self._since[peer, request.id] = time.monotonic()
 
-    def _waited(self, peer: Peer, request: Request) -> None:
-        """It was done."""
+    def _waited(self, peer: Peer, request: Request, count: int | None = None) -> None:
+        """It was done; of so many items, if not just those of `request`, the last of its parts."""
         self._waiting.untie((peer, request.id))
         began = self._since.pop((peer, request.id), None)
         if began is not None:
-            self._slow.took(peer, request, time.monotonic() - began)
+            self._slow.took(peer, request, time.monotonic() - began, count)
 
-    def _applied(self, peer: Peer, request: Request, result: bytes | Exception) -> None:
+    def _applied(self, peer: Peer, request: Request, count: int, result: bytes | Exception) -> None:
         """A large batch has come to count, or was refused."""
-        self._waited(peer, request)
+        self._waited(peer, request, count)
         self._status.large_batches += 1
         if isinstance(result, bytes):
             reply = encode_reply(request.id, result)

@@ -14,6 +14,7 @@ one datagram an entry, fields as NAME=value, or with a length where a value has 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -77,11 +78,12 @@ class Handler(logging.Handler):
         self.lost = 0
         self._told_lost = 0
         self._form = form
-        self._file = file
+        self._file = _unwaiting(file)
         self._is_cut = False  # whether the last line was
         self._room = select.poll()
+        self._is_own = self._file != file
         if file >= 0:
-            self._room.register(file, select.POLLOUT)
+            self._room.register(self._file, select.POLLOUT)
         self._journal = journal
         self._socket: socket.socket | None = None
         if form == "journal":
@@ -89,9 +91,11 @@ class Handler(logging.Handler):
             self._socket.setblocking(False)
 
     def close(self) -> None:
-        """Let go of the journal's socket."""
+        """Let go of the journal's socket, or of the terminal."""
         if self._socket is not None:
             self._socket.close()
+        if self._is_own:
+            os.close(self._file)
         super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -140,6 +144,18 @@ class Handler(logging.Handler):
                 return False  # whoever would have read it has gone
             self._is_cut = bool(text)
         return True
+
+
+def _unwaiting(file: int) -> int:
+    """The same descriptor; of a terminal, another one, which does not wait.
+
+    A terminal that is stopped (Ctrl+S) tells of room as long as it has any, and has who writes more
+    wait. The descriptor itself is left as it is, for others have it too, as the shell.
+    """
+    with contextlib.suppress(OSError):  # it is no terminal, or is another user's
+        flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(os.ttyname(file), flags)
+    return file
 
 
 _handlers: list[Handler] = []

@@ -255,11 +255,13 @@ class Loop:
         """Go on with the tasks, as far as the clients leave time for it."""
         if busy:
             self._quiet_at = now + QUIET_SECONDS
-        if now >= self._quiet_at:
-            self._tasks.run(SLICE_SECONDS)
-        elif now >= self._next_slice:
-            self._tasks.run(BUSY_SLICE_SECONDS)
-            ended = time.monotonic()
+        if now < min(self._quiet_at, self._next_slice):
+            return
+        is_quiet = now >= self._quiet_at
+        self._tasks.run(SLICE_SECONDS if is_quiet else BUSY_SLICE_SECONDS)
+        ended = time.monotonic()
+        self._status.slow.own("task", ended - now)
+        if not is_quiet:
             self._next_slice = ended + BUSY_PAUSE * (ended - now)
 
     def finish(self) -> SaveFailed | None:

@@ -53,15 +53,19 @@ class SlowLog:
         """A request held the loop for so long, which is slow."""
         self._note(request.command.name, seconds, "held", _about(request.args) | self.who(peer))
 
-    def journal(self, seconds: float) -> None:
-        """To write the journal held the loop for so long; noted if that is slow."""
+    def own(self, what: str, seconds: float) -> None:
+        """Something that is no request's held the loop for so long; noted if that is slow."""
         if seconds >= self.seconds:
-            self._note("journal", seconds, "held", {})
+            self._note(what, seconds, "held", {})
 
-    def took(self, peer: bytes, request: Request, seconds: float) -> None:
-        """A request was carried out beside others in so long; noted if that is slow."""
+    def took(self, peer: bytes, request: Request, seconds: float, count: int | None = None) -> None:
+        """A request was carried out beside others in so long; noted if that is slow.
+
+        `count`: of how many items it was, if it came in parts.
+        """
         if seconds >= self.seconds * IN_ALL:
-            self._note(request.command.name, seconds, "took", _about(request.args) | self.who(peer))
+            about = _about(request.args) | ({} if count is None else {"count": count})
+            self._note(request.command.name, seconds, "took", about | self.who(peer))
 
     def _note(self, command: str, seconds: float, how: str, about: dict[str, Any]) -> None:
         self.count += 1

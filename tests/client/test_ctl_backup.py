@@ -10,6 +10,8 @@ import signal
 import subprocess
 import time
 from datetime import timedelta
+from glob import glob
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -162,6 +164,35 @@ def test_no_daemon_s_database_is_written_over(on, db, daemon, tmp_path):
     assert "dead.db.journal" in on("backup", "--force", tmp_path / "dead.db")[2]
 
 
+def test_nor_is_a_file_beside_one(on, db, daemon):
+    db.set("a", 1, ttl=HOUR)
+    db.save()
+    db.set("b", 1)
+    folder = daemon.location.parent
+    socket = daemon.endpoint.removeprefix("ipc://")
+    files = {*folder.glob(f"{daemon.location.name}.*"), *map(Path, glob(f"{socket}.*"))}
+    assert len(files) >= 4  # two locks, the journal, the counters
+    before = {path: path.stat().st_ino for path in files}
+    for path in files:
+        for command in (("backup", "--force", path), ("export", path)):
+            status, _, err = on(*command)
+            assert (status, len(err.splitlines())) == (3, 1)
+            assert "is of a daemon's database" in err
+    assert {path: path.stat().st_ino for path in files} == before
+
+
+def test_of_a_key_that_comes_twice_the_last_line_says_when_it_expires(on, db):
+    def line(value, ttl):
+        return json.dumps({"key": "k", "value": value} | ttl) + "\n"
+
+    hour = {"ttl": HOUR}
+    for how in ([], ["--replace"], ["--resumable"]):
+        assert on("import", *how, stdin=line(1, hour) + line(2, {})) == (0, "", "")
+        assert (db["k"], db.ttl("k")) == (2, None)
+        assert on("import", *how, stdin=line(1, {"ttl": 1}) + line(2, hour)) == (0, "", "")
+        assert HOUR - 60 < db.ttl("k") <= HOUR
+
+
 def test_what_cannot_be_a_backup_is_refused(on, tmp_path):
     for path in (tmp_path, "/dev/null", "/dev/stdout"):
         status, out, err = on("backup", "--force", path)
@@ -175,7 +206,7 @@ def test_what_cannot_be_a_backup_is_refused(on, tmp_path):
 def test_a_backup_that_is_killed_leaves_nothing_at_its_place(daemon, db, tmp_path):
     db.set_many({f"k{n}": "x" * 100 for n in range(50_000)}, ttl=HOUR)
     copy = tmp_path / "copy.db"
-    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         process = subprocess.Popen(
             [*CTL, "-e", daemon.endpoint, "backup", copy], stderr=subprocess.PIPE, text=True
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -49,6 +51,7 @@ def test_in_a_pipe_it_is_a_line_each_time_with_what_grows(watching, daemon, db):
     db.set_many({f"k{n}": n for n in range(500)})
     rate = re.search(r"keys/s=([\d.]+)", line_with(process, "keys/s="))
     assert float(rate[1]) > 0
+    assert float(re.search(r" requests/s=([\d.]+)", line_with(process, "requests/s="))[1]) > 0
     db.save()
     line_with(process, "last_save=")
     process.send_signal(signal.SIGINT)
@@ -92,6 +95,59 @@ def test_at_a_terminal_the_view_is_drawn_anew(daemon, db):
         assert terminal.end()[0] == 0
     finally:
         terminal.close()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 80), (10, 30), (200, 500)])
+def test_the_view_fits_into_the_terminal_and_begins_with_what_matters(db, daemon, rows, columns):
+    db.set("k", 1)
+    where = ("-e", daemon.endpoint)
+    terminal = Terminal(*where, "info", "--watch", "0.05", size=(rows, columns))
+    try:
+        for _ in range(3):
+            view = terminal.until("\x1b[H\x1b[J")
+        lines = view.partition("\x1b")[0].split("\r\n")
+    finally:
+        terminal.close()
+    assert len(lines) <= rows  # the last is that of the cursor
+    assert max(map(len, lines)) <= columns
+    names = [line.split()[0] for line in lines[2:-1]]
+    assert names[0] == "keys"
+    if rows >= 24:
+        assert {"clients", "last_save_time", "longest_slice_ms", "requests", "errors"} <= set(names)
+    if columns == 500:
+        assert set(db.info()) <= set(names)
+        wanted = r"^requests +\d+ \(\+[\d.]+/s\)  .*info: \d+ \(\+"
+        assert re.search(wanted, "\n".join(lines), re.MULTILINE)
+
+
+def test_what_has_members_is_told_in_words(location):
+    daemon = Daemon(location, "--slow-ms", "0.0001")
+    with contextlib.closing(daemon.client()) as db:
+        db.set("k\n", 1)
+        db.get_many(["a"] * 3)
+        _, out, _ = ctl("-e", daemon.endpoint, "info")
+        assert re.search(r"^limits +request_bytes: [\d,]+  .*  keys: -  ", out, re.MULTILINE)
+        assert re.search(r"^requests +\d+  .*  set: 1  .*get_many: 1", out, re.MULTILINE)
+        assert re.search(r"^errors +0$", out, re.MULTILINE)
+        assert re.search(r"^slices +0\.1: \d+  .*  more: 0$", out, re.MULTILINE)
+        moment = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+        who = rf"for uid {os.getuid()}, pid {os.getpid()}"
+        assert re.search(rf"^slow +{moment} ", out, re.MULTILINE)
+        for what in ("get_many of 3 items", r"set 'k\\n'"):
+            line = rf"^ +{moment} {what} held [\d.]+ ms, {who}$"
+            assert re.search(line, out, re.MULTILINE)
+        assert "{" not in out
+    daemon.stop()
+
+
+def test_a_very_long_pause_is_a_long_one(watching, daemon):
+    process = watching("-e", daemon.endpoint, "info", "--watch", "1e300")
+    process.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err) == (0, "")
 
 
 def test_the_seconds_are_a_number_over_0(daemon):

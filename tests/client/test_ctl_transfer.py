@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import itertools
 import json
 import os
 import signal
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -262,8 +264,43 @@ def test_a_bad_object_is_refused_and_nothing_is_changed(on, db, tmp_path, text, 
 
 def test_a_file_that_is_not_there_is_named(on, tmp_path):
     status, out, err = on("import", tmp_path / "none.json")
-    assert (status, out, len(err.splitlines())) == (3, "", 1)
-    assert "none.json" in err
+    assert (status, out) == (3, "")
+    assert err == f"pickledbctl: {tmp_path}/none.json: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (gzip.compress(b"{}"), "is compressed; gzip -dc FILE | pickledbctl import reads it"),
+        (b'{"key":"a","value":"\xff"}', "is not UTF-8: invalid start byte at byte 21"),
+        ('{"key":1}'.encode("utf-16"), "is not UTF-8: invalid start byte at byte 1"),
+        ('{"key":1}'.encode("utf-8-sig"), "byte order mark"),
+    ],
+)
+def test_what_is_no_text_is_called_what_it_is(on, db, tmp_path, text, what):
+    file = tmp_path / "it"
+    file.write_bytes(text)
+    for form in ("json", "jsonl"):
+        status, _, err = on("import", file, "--format", form)
+        assert (status, what in err) == (3, True), err
+    assert db.db == {}
+
+
+def test_the_file_of_a_database_that_is_served_is_no_input(on, db, daemon, tmp_path):
+    db.set("a", "old")
+    db.save()
+    db.set("a", "new")
+    link = tmp_path / "link"
+    link.symlink_to(daemon.location)
+    for path in (daemon.location, link):
+        status, _, err = on("import", path)
+        assert (status, len(err.splitlines())) == (3, 1)
+        assert f"pickledbctl -f {daemon.location} export | pickledbctl import" in err
+    assert db["a"] == "new"
+    Path(f"{tmp_path}/other.lock").write_text("1234")  # of another program's
+    (tmp_path / "other").write_text('{"a":"newer"}')
+    assert on("import", tmp_path / "other") == (0, "", "")
+    assert db["a"] == "newer"
 
 
 @pytest.fixture
@@ -482,6 +519,16 @@ def test_at_a_terminal_progress_is_one_line_with_rate_and_time_left(daemon, db, 
     assert "%, " in line
     assert terminal.end()[0] == 0
     terminal.close()
+
+
+def test_in_a_narrow_terminal_it_is_one_line_too(daemon, tmp_path):
+    (tmp_path / "big.jsonl").write_text(lines(many(80_000)))
+    terminal = Terminal("-e", daemon.endpoint, "import", tmp_path / "big.jsonl", size=(24, 20))
+    status, shown = terminal.end()
+    terminal.close()
+    drawn = shown.split("\r\x1b[K")
+    assert (status, len(drawn) > 2) == (0, True)
+    assert max(map(len, drawn[:-1])) < 20
 
 
 def test_ctrl_c_says_what_has_become_of_it(daemon, db):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pickledbd_client import formats
 from pickledbd_client.calls import PART_BYTES, WHOLE_BYTES
 from pickledbd_client.formats import READERS, WRITERS
 from pickledbd_client.raw import Entry, Part, Request
@@ -59,6 +60,16 @@ def test_any_layout_of_an_object_is_read(items, indent):
     text = json.dumps(items, indent=indent).encode()
     read = {orjson.loads(e.key): orjson.loads(e.value) for e in entries_of(text, "json")}
     assert read == items
+
+
+def test_a_line_without_end_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr(formats, "LINE_MAX", 1000)
+    good = b'{"key":"a","value":"' + b"x" * 978 + b'"}'
+    assert len(entries_of(good, "jsonl")) == 1
+    file = io.BytesIO(good[:-2] + b"x" * 2000)
+    with pytest.raises(InvalidValue, match="line 1 of it: it is over 1,000 bytes"):
+        list(READERS["jsonl"](file, "it"))
+    assert file.tell() == 1001
 
 
 ALMOST = st.lists(

@@ -296,6 +296,9 @@ def test_the_alerts_ask_for_metrics_that_there_are(db):
     assert asked <= names
     bounds = {sample.labels["le"] for sample in samples if "le" in sample.labels}
     assert set(re.findall(r'le="([^"]+)"', text)) <= bounds
+    # Two machines' databases may be of one location: what is divided is to be of one instance
+    divided = re.findall(r"/ (.*) pickledbd_limit", text)
+    assert divided == ["ignoring(limit)"] * 3
     alerts = text.split("- alert: ")[1:]
     assert len(alerts) >= 8
     for alert in alerts:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import pty
 import re
 import socket
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pickledbd import logs
-from support import Daemon, run, wait_until
+from support import PROGRAM, Daemon, run, wait_until
 
 ROOT = Path(__file__).parents[2]
 FORGED = "a\npickledbd: stopping: SIGTERM\x1b[2K\u2028"
@@ -321,6 +322,26 @@ def test_a_daemon_whose_log_nobody_reads_goes_on_and_counts_what_is_lost(locatio
     lines = daemon.stop().splitlines()  # which reads what there is
     assert len([json.loads(line) for line in lines if line.endswith("}")]) > 100
     assert json.loads(location.read_bytes()) == {"a": 1}
+
+
+def test_nor_does_a_terminal_that_is_stopped_hold_it_up(location):
+    ours, theirs = pty.openpty()
+    script = f'exec "$@" 2>{os.ttyname(theirs)}'
+    daemon = Daemon(location, "--log-level", "debug", program=("sh", "-c", script, "sh", *PROGRAM))
+
+    def lost():
+        with socket.socket(socket.AF_UNIX) as one:
+            one.connect(daemon.endpoint.removeprefix("ipc://"))
+        return db.info()["log_lines_lost"]
+
+    try:
+        with contextlib.closing(daemon.client()) as db:
+            wait_until(lost, "the terminal to be full")
+        assert b"pickledbd: loaded" in os.read(ours, 2**16)
+        daemon.stop()
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 # The list
