@@ -38,8 +38,13 @@ def test_the_example_configuration_is_installed_and_taken_as_the_readme_says(mac
 
 
 def test_the_daemon_does_what_its_configuration_says(machine, configured):
-    assert configured('durability = "fsync"')[0] == 0
-    assert machine.python("print(PickleDB().info()['durability'])") == "fsync"
+    assert configured('durability = "fsync"\nlog-level = "debug"')[0] == 0
+    lines = "print(PickleDB().info()['durability'])", "import os; print(os.getuid(), os.getpid())"
+    durability, who = machine.python(*lines, user="member").splitlines()
+    assert durability == "fsync"
+    uid, pid = who.split()
+    entries = "journalctl --unit=pickledbd PICKLEDBD_EVENT=connected"
+    assert f"uid {uid}, pid {pid}" in machine.run(f"{entries} PICKLEDBD_PEER_UID={uid}")
 
 
 def test_a_wrong_configuration_is_told_and_not_tried_again(machine, configured):
