@@ -171,6 +171,14 @@ def test_backups_are_made_by_a_timer_and_restored_as_the_readme_says(machine):
         assert machine.ctl("get", "--raw", "kept") == "of that day"
         assert 900 < float(machine.ctl("ttl", "kept")) <= 1000
         machine.run("systemctl start pickledbd-backup.service")  # as in the next week
+        machine.run("systemctl kill --kill-whom=main --signal=STOP pickledbd")
+        machine.run("echo damaged >/var/lib/pickledbd/default.db")
+        machine.run("systemctl kill --kill-whom=main --signal=KILL pickledbd")
+        journal = "journalctl --unit=pickledbd --lines=20"
+        wait_until(lambda: "default.db is not JSON" in machine.run(journal), "a start that fails")
+        machine.run(readme("Backups", 3))
+        machine.run(restore.replace("Mon.db", day))
+        assert machine.ctl("get", "--raw", "kept") == "of that day"
         assert "pickledbd-backup.service" in machine.run("systemctl list-timers --no-pager")
     finally:
         machine.run("systemctl disable --now pickledbd-backup.timer")
