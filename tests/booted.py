@@ -234,10 +234,10 @@ def own_cgroups():
     return made
 
 
-def readme(section):
-    """The commands of a section of the README: its first block of code."""
+def readme(section, block=1):
+    """The commands of a section of the README: a block of its code, the first one."""
     _, _, text = README.read_text().partition(f"\n## {section}\n")
-    return text.split("```sh\n")[1].split("```")[0]
+    return text.split("\n## ")[0].split("```sh\n")[block].split("```")[0]
 
 
 def fetch_wheels(directory):

@@ -19,7 +19,7 @@ from contextlib import closing
 from pickledbd_client import AsyncPickleDB, PickleDB
 
 TIMEOUT = 30.0
-PAUSE = 0.02
+PAUSE = 0.05
 """Seconds between what one client does, on average: it is to last, not to be fast."""
 
 KEYS = 50

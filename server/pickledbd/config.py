@@ -80,7 +80,7 @@ def _read(
         raise ConfigError(f"{path}: there is no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: it cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: it is not TOML: {error}") from None
     told: dict[str, Any] = {}
     by: dict[str, str] = {}
@@ -137,4 +137,6 @@ def _demand(value: Any, kind: type) -> Any:
     if not fits or (isinstance(value, bool) and kind is not bool):
         is_one = _KINDS.get(type(value), "a date or a time")
         raise argparse.ArgumentTypeError(f"it has to be {_KINDS[kind]}, and is {is_one}: {value!r}")
+    if isinstance(value, str) and "\0" in value:  # which no path or name can have
+        raise argparse.ArgumentTypeError(f"{value!r} is not fit: it has a NUL character")
     return value

@@ -21,7 +21,7 @@ MIB = 2**20
 def filled(daemon, db):
     """A daemon with 60 MB."""
     for n in range(6):
-        db.set_many({f"{n} {m}": "x" * 1000 for m in range(10_000)})
+        db.set_many({f"{n} {m}": "x" * 5000 for m in range(2000)})
     db.set("large", "x" * MIB)
     return daemon
 

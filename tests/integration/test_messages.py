@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TABLES = README.split("### What a message means")[1].split("\n## ")[0]
+TABLES = README.split("### Troubleshooting")[1].split("\n## ")[0]
 ROWS = re.findall(r"^\| (`.*?) \| ", TABLES, re.MULTILINE)
 MESSAGES = [message for row in ROWS for message in re.findall(r"`([^`]+)`", row)]
 

@@ -124,7 +124,7 @@ def test_what_stands_in_place_of_what_was_done_by_hand(shown, db, row):
 
 
 def test_data_is_moved_in_and_out(db, daemon, tmp_path):
-    section = README.split("### Moving data in and out")[1].split("\n### ")[0]
+    section = README.split("### Moving data in and out")[1].split("\n### Upgrade")[0]
     commands = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     assert len(commands) == 3
     folder = tmp_path / "elsewhere"

@@ -224,24 +224,69 @@ def python(*lines):
     return shlex.join(["/opt/pickledbd/bin/python", "-c", "\n".join(lines)])
 
 
+# What the first release had: no socket unit, the daemon binds the socket itself
+FIRST = """
+[Service]
+Type=notify
+ExecStart=/opt/pickledbd/bin/pickledbd /var/lib/pickledbd/default.db --bind ipc:///run/pickledbd/default.sock
+User=pickledbd
+Group=pickledbd
+StateDirectory=pickledbd
+StateDirectoryMode=0750
+RuntimeDirectory=pickledbd
+RuntimeDirectoryMode=0750
+RuntimeDirectoryPreserve=restart
+UMask=0027
+Restart=always
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
 @needs_root
-def test_upgraded_as_the_readme_says_it_serves_what_it_held(machine):
-    machine.run("systemctl reset-failed pickledbd")
+def test_upgraded_as_the_readme_says_from_units_without_a_socket_no_call_fails(machine):
+    machine.run("systemctl disable --now pickledbd.socket pickledbd.service")
+    machine.run("rm /etc/systemd/system/pickledbd.s*")
+    machine.run(f"printf %s {shlex.quote(FIRST)} >/etc/systemd/system/pickledbd.service")
+    machine.run("systemctl daemon-reload; systemctl enable --now pickledbd")
     machine.ctl("set", "before", "the upgrade")
-    machine.run(readme("Upgrade"))
+    counts = machine.begin(
+        "import os",
+        "db = PickleDB(timeout=60)",
+        "db.set('count', 0)",
+        "count = 0",
+        "while not os.path.exists('/run/upgraded'):",
+        "    count += 1",
+        "    assert db.incr('count') == count",
+        "print(count)",
+        user="member",
+    )
+    try:
+        get = "/opt/pickledbd/bin/pickledbctl get count"
+        wait_until(lambda: machine.try_run(f"{get} && test $({get}) -gt 0")[0] == 0, "counting")
+        machine.run(readme("Upgrade"))
+    finally:
+        machine.run("touch /run/upgraded")
+    assert int(counts.result()) > 0
     assert machine.ctl("get", "--raw", "before") == "the upgrade"
+    assert machine.run("systemctl is-active pickledbd.socket") == "active"
+    assert machine.show("TriggeredBy") == "pickledbd.socket"
+    machine.run("systemctl enable pickledbd.socket")
 
 
 @needs_root
-def test_uninstalled_as_the_readme_says_it_leaves_the_data(machine):
+def test_uninstalled_as_the_readme_says_it_leaves_the_data_and_nothing_else(machine):
     machine.run("systemctl reset-failed pickledbd")
     machine.ctl("set", "before", "the end")
+    machine.run(readme("Several databases"))
     machine.run(readme("Uninstall"))
     try:
         assert machine.data()["before"] == "the end"
         for unit in ("pickledbd", "pickledbd.socket", "pickledbd@a", "pickledbd@a.socket"):
             assert machine.try_run(f"systemctl cat {unit}")[0] != 0
-        assert "pickledbd" not in machine.run("ls /opt /run /etc/systemd/system")
+        assert "pickledbd" not in machine.run("ls /opt /run; ls -R /etc/systemd/system")
+        assert machine.run("systemctl list-units --no-legend 'pickledbd*'") == ""
     finally:
         machine.run(readme("Install"))
     assert machine.ctl("get", "--raw", "before") == "the end"

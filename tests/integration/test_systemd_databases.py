@@ -38,8 +38,13 @@ def test_the_example_configuration_is_installed_and_taken_as_the_readme_says(mac
 
 
 def test_the_daemon_does_what_its_configuration_says(machine, configured):
-    assert configured('durability = "fsync"')[0] == 0
-    assert machine.python("print(PickleDB().info()['durability'])") == "fsync"
+    assert configured('durability = "fsync"\nlog-level = "debug"')[0] == 0
+    lines = "print(PickleDB().info()['durability'])", "import os; print(os.getuid(), os.getpid())"
+    durability, who = machine.python(*lines, user="member").splitlines()
+    assert durability == "fsync"
+    uid, pid = who.split()
+    entries = "journalctl --unit=pickledbd PICKLEDBD_EVENT=connected"
+    assert f"uid {uid}, pid {pid}" in machine.run(f"{entries} PICKLEDBD_PEER_UID={uid}")
 
 
 def test_a_wrong_configuration_is_told_and_not_tried_again(machine, configured):
@@ -99,19 +104,85 @@ def test_a_database_is_started_by_its_first_client(machine):
     assert machine.show("ActiveState", "pickledbd@lazy.service") == "inactive"
 
 
-def test_tcp_is_served_as_the_readme_says_by_a_service_without_a_network(machine):
+def test_tcp_is_served_with_keys_as_the_readme_says_by_a_service_without_a_network(
+    machine, configured
+):
+    assert configured("")[0] == 0
+    by_key = readme("tcp", 2).replace("pickledbctl", "/opt/pickledbd/bin/pickledbctl")
+    by_key = by_key.replace("db.example", "127.0.0.1").replace(" daemon.key", " /srv/daemon.key")
+    ping = by_key.splitlines()[-1]
     try:
-        assert "answered" in machine.run(readme("tcp"))
+        machine.run(readme("tcp"))
+        machine.run("cp /etc/pickledbd/daemon.key /srv")
         machine.ctl("set", "by", "ipc", user="member")
-        by_tcp = ("-e", "tcp://127.0.0.1:7431")
-        assert machine.ctl(*by_tcp, "get", "--raw", "by", user="stranger") == "ipc"
+        assert "answered" in machine.run(f"cd /srv; {by_key}")
+        assert machine.run("cd /srv; " + ping.replace("ping", "get --raw by")) == "ipc"
         machine.run("systemctl restart pickledbd")
-        assert "answered" in machine.ctl(*by_tcp, "ping")
+        assert "answered" in machine.run(f"cd /srv; {ping}")
+        without = ping.replace("--curve ann.key_secret /srv/daemon.key", "")
+        status, told = machine.try_run(without)
+        assert (status, "it asks for a key" in told) == (3, True)
+        machine.run("cd /etc/pickledbd/keys; mkdir read-only; mv *.key read-only")
+        write = ping.replace("ping", "set by tcp")
+        wait_until(
+            lambda: "set is not allowed to who may" in machine.try_run(f"cd /srv; {write}")[1],
+            "who may only read to be refused",
+        )
+        machine.run("rm -r /etc/pickledbd/keys/read-only")
+        wait_until(lambda: "let in the key" in machine.try_run(f"cd /srv; {ping}")[1], "a refusal")
+        journal = "journalctl --unit=pickledbd --lines=20 PICKLEDBD_EVENT=refused"
+        wait_until(lambda: "refused 127.0.0.1:" in machine.run(journal), "it to be told")
         said = machine.run("systemd-analyze security --no-pager --threshold=15 pickledbd.service")
         assert "Overall exposure level for pickledbd.service: 0." in said
     finally:
-        machine.run("rm -r /etc/systemd/system/pickledbd.socket.d; systemctl daemon-reload")
+        machine.run("rm -rf /etc/systemd/system/pickledbd.socket.d /etc/pickledbd")
+        machine.run("systemctl daemon-reload; systemctl restart pickledbd.socket pickledbd.service")
+
+
+def test_a_group_that_may_only_read_has_a_socket_of_its_own_as_the_readme_says(machine):
+    machine.ctl("set", "greeting", "to readers")
+    at = ("-e", "ipc:///run/pickledbd-readers.sock")
+    try:
+        assert machine.run(readme("Only for reading")).endswith('"to readers"')
+        machine.run("useradd --groups pickledbd-readers reader")
+        for _ in range(2):
+            assert machine.ctl(*at, "get", "--raw", "greeting", user="reader") == "to readers"
+            machine.run("systemctl restart pickledbd")
+        told = machine.try_run(f"/opt/pickledbd/bin/pickledbctl {' '.join(at)} purge", "reader")
+        assert (told[0], "is not allowed to who may only read" in told[1]) == (3, True)
+        told = machine.try_run(f"/opt/pickledbd/bin/pickledbctl {' '.join(at)} ping", "stranger")
+        assert (told[0], "not allowed to connect" in told[1]) == (3, True)
+        assert machine.try_run("/opt/pickledbd/bin/pickledbctl ping", "reader")[0] == 3
+    finally:
+        machine.run("systemctl disable --now pickledbd-readers.socket")
+        machine.run("rm /etc/systemd/system/pickledbd-readers.socket; systemctl daemon-reload")
         machine.run("systemctl restart pickledbd.socket pickledbd.service")
+
+
+def test_backups_are_made_by_a_timer_and_restored_as_the_readme_says(machine):
+    machine.ctl("set", "kept", "of that day", "--ttl", "1000")
+    restore = readme("Backups", 2)
+    try:
+        _enabled, *made = machine.run(readme("Backups")).splitlines()
+        day = made[0]
+        assert [name.split(".annex")[0] for name in made] == [day] * 2
+        machine.ctl("set", "kept", "of the next")
+        machine.run(restore.replace("Mon.db", day))
+        assert machine.ctl("get", "--raw", "kept") == "of that day"
+        assert 900 < float(machine.ctl("ttl", "kept")) <= 1000
+        machine.run("systemctl start pickledbd-backup.service")  # as in the next week
+        machine.run("systemctl kill --kill-whom=main --signal=STOP pickledbd")
+        machine.run("echo damaged >/var/lib/pickledbd/default.db")
+        machine.run("systemctl kill --kill-whom=main --signal=KILL pickledbd")
+        journal = "journalctl --unit=pickledbd --lines=20"
+        wait_until(lambda: "default.db is not JSON" in machine.run(journal), "a start that fails")
+        machine.run(readme("Backups", 3))
+        machine.run(restore.replace("Mon.db", day))
+        assert machine.ctl("get", "--raw", "kept") == "of that day"
+        assert "pickledbd-backup.service" in machine.run("systemctl list-timers --no-pager")
+    finally:
+        machine.run("systemctl disable --now pickledbd-backup.timer")
+        machine.run("rm /etc/systemd/system/pickledbd-backup.*; systemctl daemon-reload")
 
 
 def test_tcp_for_everybody_is_refused(machine):

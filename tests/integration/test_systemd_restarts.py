@@ -34,7 +34,7 @@ def count(number):
             new.close()
         except BaseException as error:
             failures.append(repr(error))
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 threads = [threading.Thread(target=count, args=(n,)) for n in range(len(counted))]
 [thread.start() for thread in threads]

@@ -105,6 +105,8 @@ def test_the_command_line_counts_before_the_file_and_the_file_before_the_default
             "replay-journal and discard-journal exclude each other",
         ),
         ("bind = [", "it is not TOML: "),
+        ("bind = " + "[" * 5000, "it is not TOML: "),
+        (r'location = "a\u0000b"', "location: 'a\\x00b' is not fit: it has a NUL character"),
         ("backups = 1\nbackups = 1", "it is not TOML: Cannot overwrite"),
     ],
 )
