@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 READ_ONLY = "read-only"
 """The name of a passed socket (FileDescriptorName=) whose clients may only read."""
 
+UNNAMED = (".socket", "unknown")
+"""How that of another ends: systemd gives it the name of its unit."""
+
 
 def claim_all(
     options: argparse.Namespace, location: Path, stack: contextlib.ExitStack
@@ -68,7 +71,7 @@ def claim_all(
 
     for each in activation.passed():
         try:
-            claim(each.endpoint, read_only=each.name == READ_ONLY, passed=each.socket)
+            claim(each.endpoint, read_only=_is_for_readers(each.name), passed=each.socket)
         except CannotServe as error:
             raise CannotServe(f"{each.what} does not fit: {error}") from None
     for endpoint in options.bind:
@@ -80,6 +83,14 @@ def claim_all(
     if options.group is not None and not any(each.is_shared for each in claims):
         raise CannotServe("--group is for sockets: name one, --bind ipc:///PATH")
     return sorted(claims, key=lambda each: (each.read_only, each.is_tcp))
+
+
+def _is_for_readers(name: str) -> bool:
+    """Whether a passed socket of this name is for clients that may only read. CannotServe."""
+    if name == READ_ONLY or name.endswith(UNNAMED):
+        return name == READ_ONLY
+    # Rather not than a door that was meant to be half open, and misspelt
+    raise CannotServe(f"FileDescriptorName= is to be {READ_ONLY}, or left out")
 
 
 def group(options: argparse.Namespace) -> int | None:

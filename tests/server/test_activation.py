@@ -12,7 +12,7 @@ from subprocess import PIPE
 import pytest
 
 from managed import activated, listening
-from pickledbd_client import PickleDB
+from pickledbd_client import NotAllowed, PickleDB
 from support import PATIENCE, Daemon, left_by
 
 
@@ -164,3 +164,16 @@ def test_its_children_and_clients_are_told_nothing_of_it(location, path):
         script = activated(location, unix, program=(sys.executable, "-c", script), wait=False)
         assert script.process.stdout.readline() == "[] False\n"
         script.end()
+
+
+def test_a_name_says_that_clients_may_only_read_or_nothing(location, path):
+    with listening(path) as unix:
+        daemon = activated(location, unix, names="read-only")
+        with contextlib.closing(PickleDB(f"ipc://{path}")) as db:
+            assert db.info()["read_only"]
+            with pytest.raises(NotAllowed):
+                db.set("a", 1)
+        daemon.check_and_stop()
+        status, err = activated(location, unix, names="readonly", wait=False).end()
+    assert status == 1
+    assert "(readonly), which was passed by the service manager, does not fit: FileDesc" in err
