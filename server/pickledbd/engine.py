@@ -601,7 +601,7 @@ class Engine:
         self._tasks.finish(progress)
         while self._held:
             if not self._admit_held():
-                time.sleep(TAKEN_IN_SECONDS)  # until `progress` has somebody read, or leave
+                time.sleep(0.001)  # until `progress` has somebody read, or leave
             progress()
             self._tasks.finish(progress)
         return self._saver.save_now(progress) if self._saver.unsaved else None
