@@ -65,12 +65,17 @@ TICK_SECONDS = 0.05
 """How soon after a write, or a task, the saver looks whether it has something to do."""
 
 HELD_MAX = 1000
-"""Requests of one connection that are held; what comes then is not to be taken in."""
+HELD_BYTES = 2**20
+"""Requests of one connection that are held, or one of so many bytes; what comes then is not to be
+taken in."""
 
 READS_MAX = 64
 READS_OF_PEER = 4
 """Answers with the whole content that are given at a time, to all and to one connection: each may
 need copies of what is changed meanwhile. Who asks for further ones has to wait."""
+
+PARSED = 32
+"""Items of a large batch take up to so many times the memory that their text took."""
 
 LONG_SECONDS = 3600.0
 """How soon the daemon looks at its clock at the latest."""
@@ -125,6 +130,7 @@ class Engine:
         self._replies: list[tuple[Peer, bytes]] = []
         self._in_doubt = False  # whether what is refused now may come back at the next start
         self._applying: set[Peer] = set()  # whose large batch does not count yet
+        self._parsed: dict[tuple[Peer, int], int] = {}  # bytes of these
         self._held: dict[Peer, list[Request]] = {}  # until a batch counts, or there is time
         self._waiting: Ties[tuple[Peer, int], Peer] = Ties()  # answers that take long
         self._since: dict[tuple[Peer, int], float] = {}  # when they were begun
@@ -160,7 +166,8 @@ class Engine:
 
     def is_full(self, peer: Peer) -> bool:
         """Whether the loop is to keep what comes from this connection, for now."""
-        return bool(self._held) and len(self._held.get(peer, ())) >= HELD_MAX
+        held = self._held.get(peer) if self._held else None
+        return held is not None and (len(held) >= HELD_MAX or held[-1].size >= HELD_BYTES)
 
     # Turns
 
@@ -343,6 +350,7 @@ class Engine:
         if batch is not None and batch.is_large:
             self._turn.large.append((peer, _as_sent_now(request), batch))
             self._applying.add(peer)
+            self._parsed[peer, request.id] = batch.bytes + PARSED * request.size
             return None
         store = self._store
         start, before = store.logged(), store.size if self._limits.bounded else None
@@ -454,6 +462,8 @@ class Engine:
             if before is not None:
                 self._retries.remember(before)
         self._applying.difference_update(peer for peer, _, _ in failed.large)
+        for peer, request, _ in failed.large:
+            self._parsed.pop((peer, request.id), None)
         for peer, request in failed.requests:
             self._answer(peer, request)
         self._in_doubt = False
@@ -563,8 +573,10 @@ class Engine:
 
     @property
     def memory(self) -> int:
-        """Bytes of what is stored, and of what is to be."""
-        return self._store.size.bytes + self._batches.bytes
+        """Bytes of what is stored, and of what is to be, at most."""
+        parsed = sum(self._parsed.values())
+        parsed += PARSED * sum(held[-1].size for held in self._held.values())
+        return self._store.size.bytes + self._batches.bytes + parsed
 
     @property
     def dirty(self) -> int:
@@ -589,7 +601,7 @@ class Engine:
         self._tasks.finish(progress)
         while self._held:
             if not self._admit_held():
-                time.sleep(TAKEN_IN_SECONDS)  # until `progress` has somebody read, or leave
+                time.sleep(0.001)  # until `progress` has somebody read, or leave
             progress()
             self._tasks.finish(progress)
         return self._saver.save_now(progress) if self._saver.unsaved else None
@@ -671,6 +683,7 @@ class Engine:
     def _applied(self, peer: Peer, request: Request, count: int, result: bytes | Exception) -> None:
         """A large batch has come to count, or was refused."""
         self._waited(peer, request, count)
+        self._parsed.pop((peer, request.id), None)
         self._status.large_batches += 1
         if isinstance(result, bytes):
             reply = encode_reply(request.id, result)

@@ -1,4 +1,4 @@
-"""Messages that are not taken in yet, of peers who do not read what they are answered.
+"""Messages that are not taken in yet, of peers who ask more than they can be answered.
 
 May live here: those messages, as they came. They are few bytes where a parsed request and its reply
 are many, so who asks much and reads little costs little. Bounded for each and for all together.
@@ -12,7 +12,7 @@ from itertools import islice
 
 Peer = bytes
 
-ALL = 4
+ALL = 2
 """Of so many peers at their limit, all may have."""
 
 MESSAGE_BYTES = 100

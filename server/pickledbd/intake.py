@@ -135,7 +135,7 @@ class Intake:
             self._refused.append(connection)
 
     def _put_off(self, peer: bytes, frames: list[bytes]) -> None:
-        """Keep what a peer asks that does not read what it is answered."""
+        """Keep what a peer asks that does not read what it is answered, or asked much before."""
         if len(frames) > 1:
             error = ProtocolError(f"a request is one frame, not {len(frames)}")
             self._outbox.deliver([(peer, encode_error(None, error))])
@@ -143,7 +143,7 @@ class Intake:
         over = self._inbox.put(peer, frames[0])
         if over is not None:
             self._inbox.gone(over)
-            self._connections.hang_up_on(over, "asks far more than it reads answers to")
+            self._connections.hang_up_on(over, "asks far more than it can be answered")
 
     def take_up(self, until: float) -> bool:
         """Hand to the engine what was kept of those who read their replies again; if anything."""

@@ -134,7 +134,7 @@ class Loop:
             self._context, self._router, status=status, door=self._door, first=self._arrived
         )
         status.slow.who = self._connections.fields
-        self._inbox = Inbox(limits.unread_bytes)
+        self._inbox = Inbox(max(limits.unread_bytes, status.request_bytes))
         self._outbox = Outbox(
             self._router,
             limits.unread_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import time
@@ -11,7 +12,7 @@ import zmq
 
 from abusing import MORE, abuser, frame, request, shaken
 from bystander import Bystander, grown, resident
-from pickledbd_client import PickleDB
+from pickledbd_client import AsyncPickleDB, PickleDB
 from support import PATIENCE, Daemon, wait_until
 
 MIB = 2**20
@@ -118,6 +119,39 @@ def test_messages_of_very_many_frames_are_not_taken_one_by_one(daemon):
         bystander.was_hardly_disturbed()
         assert grown(daemon, before) < 2 * SPARE_MIB
     assert f"pid {pid}, who sent a message of over 16 frames" in daemon.stop()
+
+
+def test_large_batches_one_behind_the_other_are_nobody_s_fault(location):
+    """Parsed, each takes many times what its text does."""
+    daemon = Daemon(location, "--max-request", 16)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        dealer.linger = 0
+        dealer.rcvtimeo = int(PATIENCE * 1000)
+        dealer.connect(daemon.endpoint)
+        items = b",".join(b'"%d":1' % n for n in range(10**7, 10**7 + 2**20))
+        for number in range(1, 4):
+            body = b'{"id":%d,"client":"c","op":"set_many","args":{"items":{%b}}}'
+            dealer.send(body % (number, items))
+        for number in range(1, 4):
+            while b"more" in (reply := dealer.recv()):
+                pass
+            assert reply == b'{"id":%d,"result":{}}' % number
+    daemon.stop()
+
+
+def test_a_client_may_send_many_batches_at_once(daemon):
+    """What comes behind a large one waits, be it more than some replies."""
+    items = {f"k{n}": "x" * 100 for n in range(60_000)}
+
+    async def send():
+        db = AsyncPickleDB(daemon.endpoint, timeout=PATIENCE)
+        await asyncio.gather(*(db.set_many(items) for _ in range(20)))
+        info = await db.info()
+        await db.close()
+        return info
+
+    info = asyncio.run(send())
+    assert (info["keys"], info["hung_up"]) == (60_000, 0)
 
 
 def test_nobody_else_of_the_same_machine_is_kept_out(location):
