@@ -271,7 +271,10 @@ def test_a_file_that_is_not_there_is_named(on, tmp_path):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        (gzip.compress(b"{}", mtime=0), "is compressed; gzip -dc FILE | pickledbctl import reads it"),
+        (
+            gzip.compress(b"{}", mtime=0),
+            "is compressed; gzip -dc FILE | pickledbctl import reads it",
+        ),
         (b'{"key":"a","value":"\xff"}', "is not UTF-8: invalid start byte at byte 21"),
         ('{"key":1}'.encode("utf-16"), "is not UTF-8: invalid start byte at byte 1"),
         ('{"key":1}'.encode("utf-8-sig"), "byte order mark"),

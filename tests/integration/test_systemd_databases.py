@@ -197,11 +197,11 @@ def test_tcp_for_everybody_is_refused(machine):
 
 def test_the_daemons_key_may_be_a_credential_which_stays_roots_alone(machine, configured):
     """At all addresses, of IPv4 and IPv6."""
-    keygen = "cd /srv; /opt/pickledbd/bin/pickledbctl keygen"
+    keygen = "mkdir -p /srv/k; cd /srv/k; /opt/pickledbd/bin/pickledbctl keygen"
     machine.run(f"{keygen} daemon; {keygen} ann; {keygen} eve; chmod 600 daemon.key_secret")
-    machine.run("mkdir -p /etc/pickledbd/keys; cp /srv/ann.key /etc/pickledbd/keys")
+    machine.run("mkdir -p /etc/pickledbd/keys; cp /srv/k/ann.key /etc/pickledbd/keys")
     with (
-        machine.changed("LoadCredential=daemon.key_secret:/srv/daemon.key_secret"),
+        machine.changed("LoadCredential=daemon.key_secret:/srv/k/daemon.key_secret"),
         machine.changed("ListenStream=7431", unit="pickledbd.socket"),
     ):
         machine.run("systemctl stop pickledbd.socket")
@@ -210,11 +210,9 @@ def test_the_daemons_key_may_be_a_credential_which_stays_roots_alone(machine, co
             'authorized-keys = "/etc/pickledbd/keys"'
         )
         assert status == 0, told
-        by = (
-            "/opt/pickledbd/bin/pickledbctl -e tcp://127.0.0.1:7431 --curve {} /srv/daemon.key ping"
-        )
-        assert "answered" in machine.run(by.format("/srv/ann.key_secret"))
-        assert "not let in" in machine.try_run(by.format("/srv/eve.key_secret"))[1]
+        by = "/opt/pickledbd/bin/pickledbctl -e tcp://127.0.0.1:7431 --curve {} /srv/k/daemon.key ping"
+        assert "answered" in machine.run(by.format("/srv/k/ann.key_secret"))
+        assert "not let in" in machine.try_run(by.format("/srv/k/eve.key_secret"))[1]
         wait_until(
             lambda: (
                 "refused [::ffff:127.0.0.1]:"

@@ -134,7 +134,7 @@ class Over:
     memory = 0
     waits_for_disk = False
 
-    def paced_by(self, pace):
+    def paced_by(self, pace, has_room):
         pass
 
     def take_replies(self):
