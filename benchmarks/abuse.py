@@ -120,8 +120,10 @@ def main() -> int:
     parser.add_argument("--durability", default="journal")
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
-    head = ("scenario", "plain p50 / p99, µs", "normal", "abused", "p99 abused : normal")
-    head += ("daemon's memory, MiB", "longest slice, ms")
+    head = [
+        *("scenario", "plain p50 / p99, µs", "normal", "abused", "p99 abused : normal"),
+        *("daemon's memory, MiB", "longest slice, ms"),
+    ]
     rows = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     print("\n".join(rows), flush=True)
     for scenario in options.scenarios:

@@ -272,7 +272,7 @@ def test_a_file_that_is_not_there_is_named(on, tmp_path):
     ("text", "what"),
     [
         (
-            gzip.compress(b"{}", mtime=0),
+            gzip.compress(b"", mtime=0),
             "is compressed; gzip -dc FILE | pickledbctl import reads it",
         ),
         (b'{"key":"a","value":"\xff"}', "is not UTF-8: invalid start byte at byte 21"),

@@ -210,7 +210,8 @@ def test_the_daemons_key_may_be_a_credential_which_stays_roots_alone(machine, co
             'authorized-keys = "/etc/pickledbd/keys"'
         )
         assert status == 0, told
-        by = "/opt/pickledbd/bin/pickledbctl -e tcp://127.0.0.1:7431 --curve {} /srv/k/daemon.key ping"
+        ctl = "/opt/pickledbd/bin/pickledbctl -e tcp://127.0.0.1:7431"
+        by = ctl + " --curve {} /srv/k/daemon.key ping"
         assert "answered" in machine.run(by.format("/srv/k/ann.key_secret"))
         assert "not let in" in machine.try_run(by.format("/srv/k/eve.key_secret"))[1]
         wait_until(
