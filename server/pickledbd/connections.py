@@ -179,7 +179,7 @@ class Connections:
 
     def _hear(self) -> bool:
         """Take in what is told; whether it was anything."""
-        while len(self._told) < AT_ONCE and _readable(self._monitor):
+        while len(self._told) < AT_ONCE and readable(self._monitor):
             told, endpoint = self._monitor.recv_multipart(zmq.NOBLOCK)
             event, value = _EVENT.unpack(told)
             self._told.append((event, value, endpoint))
@@ -309,7 +309,8 @@ def _tell(connection: Connection, event: str, what: str) -> None:
     log.debug("%s %s %s", connection.who, what, connection.endpoint, extra=told | connection.fields)
 
 
-def _readable(source: zmq.Socket[bytes]) -> bool:
+def readable(source: zmq.Socket[bytes]) -> bool:
+    """Whether a socket has something to be received."""
     return source.get(zmq.EVENTS) & zmq.POLLIN != 0  # type: ignore[operator,arg-type] # EVENTS is an int
 
 

@@ -171,11 +171,8 @@ class Engine:
 
     # Turns
 
-    def receive(self, peer: Peer, frames: Sequence[bytes], rights: Rights = EVERYTHING) -> float:
-        """Take in one message. What of it there is no time for is held until after this turn.
-
-        Returns the time.monotonic() at its end.
-        """
+    def receive(self, peer: Peer, frames: Sequence[bytes], rights: Rights = EVERYTHING) -> None:
+        """Take in one message. What of it there is no time for is held until after this turn."""
         self._begun = time.monotonic()
         requests = decode_requests(frames)
         if rights is not EVERYTHING:
@@ -205,7 +202,6 @@ class Engine:
             # Whoever has further ones under way goes on with these while those are applied. But a
             # turn that waits for the disk is worth being shared
             self.turn_over = True
-        return self._begun
 
     def _permitted(
         self, requests: list[Request | Refused], rights: Rights

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import zmq
 
 from pickledbd.admission import REFUSED_SECONDS, Admission
-from pickledbd.connections import Connection, Connections
+from pickledbd.connections import Connection, Connections, readable
 from pickledbd.door import Door
 from pickledbd.engine import Engine
 from pickledbd.guard import LARGE_BYTES, Guard
@@ -171,8 +171,3 @@ class Intake:
         if self._refused:
             return (self._refused[0].refused_at or now) + REFUSED_SECONDS
         return float("inf")
-
-
-def readable(source: zmq.Socket[bytes]) -> bool:
-    """Whether a socket has something to be received."""
-    return source.get(zmq.EVENTS) & zmq.POLLIN != 0  # type: ignore[operator,arg-type] # EVENTS is an int
